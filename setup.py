@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the wheel's tag. CMake builds the native libraries (see CMakeLists.txt)."""
+"""What pyproject.toml cannot say: the wheel's tag. CMakeLists.txt builds the native libraries."""
 
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
