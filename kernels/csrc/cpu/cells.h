@@ -1,0 +1,74 @@
+// The arithmetic of the cells, once: each takes vectors or scalars V, with sigmoid(V) and tanh(V) in
+// scope. Everything else in the library is the same for LSTM and GRU.
+#pragma once
+
+#include "vector.h"
+
+namespace fastrnn::FASTRNN_LEVEL {
+
+// i, f, o = sigmoid(W x + U h + b); g = tanh(W x + U h + b); c' = f c + i g; h' = o tanh(c').
+struct Lstm {
+  static constexpr int kGates = 4;
+  static constexpr bool kHasCell = true;
+  // Columns of a row of gate gradients, and which of W_hh's blocks of rows each belongs to.
+  enum { kDI, kDF, kDG, kDO };
+  static constexpr int kRecurrentBlock[] = {0, 1, 2, 3};
+
+  // gate: i f g o, in: before activation, out: after it. c: in the old cell state, out the new.
+  template <class V>
+  static FASTRNN_INLINE V forward(V (&gate)[4], V /*h*/, V &c) {
+    gate[0] = sigmoid(gate[0]);
+    gate[1] = sigmoid(gate[1]);
+    gate[2] = tanh(gate[2]);
+    gate[3] = sigmoid(gate[3]);
+    c = gate[1] * c + gate[0] * gate[2];
+    return gate[3] * tanh(c);
+  }
+
+  // dh: gradient of h' (in), the part of the gradient of h that does not pass through the product
+  // (out). dc: gradient of c' (in), of c (out). d: gradients before activation.
+  template <class V>
+  static FASTRNN_INLINE void backward(const V (&gate)[4], V /*h*/, V c, V c_new, V &dh, V &dc,
+                                      V (&d)[4]) {
+    const V i = gate[0], f = gate[1], g = gate[2], o = gate[3];
+    const V t = tanh(c_new);
+    const V dc_new = dc + dh * o * (1 - t * t);
+    d[kDI] = dc_new * g * i * (1 - i);
+    d[kDF] = dc_new * c * f * (1 - f);
+    d[kDG] = dc_new * i * (1 - g * g);
+    d[kDO] = dh * t * o * (1 - o);
+    dc = dc_new * f;
+    dh = V{};
+  }
+};
+
+// r, z = sigmoid(W x + U h + b); m = U_n h + b_hn; n = tanh(W_n x + b_in + r m); h' = n + z (h - n).
+struct Gru {
+  static constexpr int kGates = 3;
+  static constexpr bool kHasCell = false;
+  // The recurrent product's three columns stand first, the input product's three last.
+  enum { kDM, kDR, kDZ, kDN };
+  static constexpr int kRecurrentBlock[] = {2, 0, 1};
+
+  // gate, in: r and z before activation, the input's part of n, m; out: r, z, n, m.
+  template <class V>
+  static FASTRNN_INLINE V forward(V (&gate)[4], V h, V & /*c*/) {
+    gate[0] = sigmoid(gate[0]);
+    gate[1] = sigmoid(gate[1]);
+    gate[2] = tanh(gate[2] + gate[0] * gate[3]);
+    return gate[2] + gate[1] * (h - gate[2]);
+  }
+
+  template <class V>
+  static FASTRNN_INLINE void backward(const V (&gate)[4], V h, V /*c*/, V /*c_new*/, V &dh,
+                                      V & /*dc*/, V (&d)[4]) {
+    const V r = gate[0], z = gate[1], n = gate[2], m = gate[3];
+    d[kDN] = dh * (1 - z) * (1 - n * n);
+    d[kDM] = d[kDN] * r;
+    d[kDR] = d[kDM] * m * (1 - r);
+    d[kDZ] = dh * (h - n) * z * (1 - z);
+    dh = dh * z;
+  }
+};
+
+}  // namespace fastrnn::FASTRNN_LEVEL

@@ -1,0 +1,23 @@
+// All kernels of one instruction-set level; compiled once for each, with FASTRNN_LEVEL its name.
+#include "backward.h"
+#include "forward.h"
+
+namespace fastrnn::FASTRNN_LEVEL {
+
+template <class Cell, class S>
+constexpr Kernel kernel() {
+  return {Forward<Cell, S>::scratch, Forward<Cell, S>::run, Backward<Cell, S>::scratch,
+          Backward<Cell, S>::run};
+}
+
+#define FASTRNN_STRING_(name) #name
+#define FASTRNN_STRING(name) FASTRNN_STRING_(name)
+
+extern const Level level;
+const Level level = {
+    FASTRNN_STRING(FASTRNN_LEVEL),
+    kVectorBytes,
+    {{kernel<Lstm, float>(), kernel<Lstm, double>(), kernel<Lstm, bfloat16>()},
+     {kernel<Gru, float>(), kernel<Gru, double>(), kernel<Gru, bfloat16>()}}};
+
+}  // namespace fastrnn::FASTRNN_LEVEL

@@ -1,0 +1,210 @@
+// Vectors of one instruction-set level and the arithmetic on them: GCC and clang vector extensions,
+// so one text serves SSE2, AVX2, AVX-512 and NEON. Intrinsics stand only where those fall short.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "inline.h"
+
+namespace fastrnn::FASTRNN_LEVEL {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64, kRegisters = 32;
+#elif defined(__AVX__)
+inline constexpr int kVectorBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+inline constexpr int kVectorBytes = 16, kRegisters = 32;
+#else
+inline constexpr int kVectorBytes = 16, kRegisters = 16;
+#endif
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// What a storage type is computed in.
+template <class Storage>
+struct ComputeOf {
+  using type = Storage;
+};
+template <>
+struct ComputeOf<bfloat16> {
+  using type = float;
+};
+template <class Storage>
+using Compute = typename ComputeOf<Storage>::type;
+
+template <class C>
+inline constexpr int kLanes = kVectorBytes / int(sizeof(C));
+
+typedef float VecF __attribute__((vector_size(kVectorBytes)));
+typedef double VecD __attribute__((vector_size(kVectorBytes)));
+typedef int32_t VecI __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t VecU __attribute__((vector_size(kVectorBytes)));
+typedef int64_t VecL __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t VecH __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class C>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using type = VecF;
+};
+template <>
+struct VecOf<double> {
+  using type = VecD;
+};
+template <class C>
+using Vec = typename VecOf<C>::type;
+
+// --- loads and stores -------------------------------------------------------------------------
+
+FASTRNN_INLINE VecF load(const float *p) {
+  VecF v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+FASTRNN_INLINE VecD load(const double *p) {
+  VecD v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+FASTRNN_INLINE VecF load(const bfloat16 *p) {
+  VecH half;
+  memcpy(&half, p, sizeof half);
+  const VecU wide = __builtin_convertvector(half, VecU) << 16;
+  return (VecF)wide;
+}
+
+FASTRNN_INLINE void store(float *p, VecF v) { memcpy(p, &v, sizeof v); }
+FASTRNN_INLINE void store(double *p, VecD v) { memcpy(p, &v, sizeof v); }
+FASTRNN_INLINE void store(bfloat16 *p, VecF v) {  // to nearest, ties to even; NaN stays NaN
+  const VecU u = (VecU)v;
+  const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const VecU bits = (v == v) ? rounded : ((u >> 16) | 0x40u);
+  const VecH half = __builtin_convertvector(bits, VecH);
+  memcpy(p, &half, sizeof half);
+}
+
+// The first n lanes only (0 < n <= lanes); lanes not loaded are zero.
+template <class S>
+FASTRNN_INLINE Vec<Compute<S>> load_n(const S *p, int64_t n) {
+  constexpr int lanes = kLanes<Compute<S>>;
+  if (n >= lanes) return load(p);
+  S part[lanes] = {};
+  memcpy(part, p, size_t(n) * sizeof(S));
+  return load(part);
+}
+template <class S>
+FASTRNN_INLINE void store_n(S *p, Vec<Compute<S>> v, int64_t n) {
+  constexpr int lanes = kLanes<Compute<S>>;
+  if (n >= lanes) return store(p, v);
+  S part[lanes];
+  store(part, v);
+  memcpy(p, part, size_t(n) * sizeof(S));
+}
+
+FASTRNN_INLINE float widen(float v) { return v; }
+FASTRNN_INLINE double widen(double v) { return v; }
+FASTRNN_INLINE float widen(bfloat16 v) {
+  const uint32_t u = uint32_t(v.bits) << 16;
+  float f;
+  memcpy(&f, &u, sizeof f);
+  return f;
+}
+
+// --- exp, sigmoid, tanh ------------------------------------------------------------------------
+
+template <class V, class C>
+FASTRNN_INLINE V splat(C value) {
+  return value - V{};  // not value + V{}: -0.0 would become +0.0
+}
+
+// v between the limits; a NaN stays one.
+FASTRNN_INLINE VecF clamp(VecF v, float low, float high) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), v));
+#elif defined(__AVX__)
+  return _mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), v));
+#else
+  v = v > high ? splat<VecF>(high) : v;
+  return v < low ? splat<VecF>(low) : v;
+#endif
+}
+FASTRNN_INLINE VecD clamp(VecD v, double low, double high) {
+  v = v > high ? splat<VecD>(high) : v;
+  return v < low ? splat<VecD>(low) : v;
+}
+
+// exp(v) - 1 as scale * p + (scale - 1), with p = exp(r) - 1, v = n ln 2 + r and scale = 2^n: right
+// to the last digits near 0, which tanh of a small number needs. v is cut to [-87, 80] (float) and
+// [-708, 700] (double), beyond which sigmoid and tanh no longer change.
+FASTRNN_INLINE VecF exp_minus_1(VecF v) {
+  v = clamp(v, -87.0f, 80.0f);
+#if defined(__AVX512F__)
+  const VecF n = _mm512_roundscale_ps(v * 1.44269504088896341f, 8 /* nearest, no exceptions */);
+#else
+  const float magic = 12582912.0f;  // 1.5 * 2^23: the sum's last bits are the rounded integer
+  const VecF shifted = v * 1.44269504088896341f + magic;
+  const VecF n = shifted - magic;
+#endif
+  VecF r = v - n * 0.693145751953125f;  // ln 2 in two parts, the first exact times any n here
+  r = r - n * 1.42860682030941723212e-6f;
+  VecF q = splat<VecF>(1.395049114e-3f);  // (exp(r) - 1 - r) / r^2 on [-ln 2 / 2, ln 2 / 2], minimax
+  q = q * r + 8.368889363e-3f;
+  q = q * r + 4.166620580e-2f;
+  q = q * r + 1.666651884e-1f;
+  q = q * r + 5.000000095e-1f;
+  const VecF p = q * (r * r) + r;
+#if defined(__AVX512F__)
+  const VecF scale = _mm512_scalef_ps(_mm512_set1_ps(1.0f), n);
+#else
+  const VecF scale = (VecF)(((VecI)shifted - 0x4b400000 + 127) << 23);
+#endif
+  return scale * p + (scale - 1.0f);
+}
+
+FASTRNN_INLINE VecD exp_minus_1(VecD v) {
+  v = clamp(v, -708.0, 700.0);
+  const double magic = 6755399441055744.0;  // 1.5 * 2^52
+  const VecD shifted = v * 1.44269504088896340736 + magic;
+  const VecD n = shifted - magic;
+  VecD r = v - n * 6.93147180369123816490e-1;
+  r = r - n * 1.90821492927058770002e-10;
+  const double factorials[] = {  // Taylor: the first term left out is below 2^-56
+      1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
+      1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,
+      1.0 / 6.0,          1.0 / 2.0};
+  VecD q = splat<VecD>(factorials[0]);
+  for (int i = 1; i < 12; ++i) q = q * r + factorials[i];
+  const VecD p = q * (r * r) + r;
+  const VecD scale = (VecD)(((VecL)shifted - 0x4338000000000000 + 1023) << 52);
+  return scale * p + (scale - 1.0);
+}
+
+FASTRNN_INLINE VecF reciprocal(VecF d) {
+#if defined(__AVX512F__)
+  const VecF guess = _mm512_rcp14_ps(d);  // 2^-14, and one Newton step
+  return guess + guess * (1.0f - d * guess);
+#else
+  return 1.0f / d;
+#endif
+}
+FASTRNN_INLINE VecD reciprocal(VecD d) { return 1.0 / d; }
+
+template <class V>
+FASTRNN_INLINE V sigmoid(V v) {  // 1 / (1 + exp(-v))
+  return reciprocal(exp_minus_1(-v) + 2);
+}
+
+template <class V>
+FASTRNN_INLINE V tanh(V v) {  // (exp(2 v) - 1) / (exp(2 v) + 1)
+  const V e = exp_minus_1(v + v);
+  return e * reciprocal(e + 2);
+}
+
+}  // namespace fastrnn::FASTRNN_LEVEL
