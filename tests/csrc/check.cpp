@@ -1,0 +1,326 @@
+// Runs the CPU library through its C interface, for the sanitizers and without Python or torch.
+//
+// Every array has exactly its own size and outputs start as NaN, so that an overrun or an element left
+// out shows. Gradients in float64 are held against finite differences of the forward pass; the other
+// dtypes, instruction sets and thread counts against float64 on one thread at the baseline.
+#include <fastrnn.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+using Values = std::vector<double>;
+
+enum Input { X, H0, C0, W_IH, W_HH, B_IH, B_HH, INPUTS };
+enum Output { Y, H_N, C_N, OUTPUTS };
+const char *const kInputs[] = {"x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh"};
+const char *const kOutputs[] = {"y", "h_n", "c_n"};
+
+int failures = 0;
+
+struct Shape {
+  int cell;
+  int64_t steps, batch, input, hidden;
+  bool packed, reverse, bias;
+
+  bool lstm() const { return cell == FASTRNN_LSTM; }
+  std::string name() const {
+    std::ostringstream text;
+    text << (lstm() ? "LSTM" : "GRU") << " T" << steps << " B" << batch << " I" << input << " H"
+         << hidden << (packed ? " packed" : "") << (reverse ? " reverse" : "")
+         << (bias ? "" : " no-bias");
+    return text.str();
+  }
+};
+
+// A problem with its batch sizes, input values and the gradient of a loss by each output.
+struct Problem {
+  Shape shape;
+  std::vector<int64_t> batch_sizes;
+  int64_t rows;
+  std::array<Values, INPUTS> inputs;
+  std::array<Values, OUTPUTS> output_gradients;
+
+  Problem(const Shape &s, std::mt19937 &random) : shape(s), rows(0) {
+    for (int64_t t = 0; t < s.steps; ++t) {
+      // Sequences end early, some at once; one lasts to the end.
+      const int64_t running = s.packed ? s.batch - (s.batch - 1) * t / s.steps : s.batch;
+      batch_sizes.push_back(running);
+      rows += running;
+    }
+    for (int i = 0; i < INPUTS; ++i) inputs[i] = draw(input_size(Input(i)), random);
+    for (int i = 0; i < OUTPUTS; ++i) output_gradients[i] = draw(output_size(Output(i)), random);
+  }
+
+  int64_t gate_rows() const { return (shape.lstm() ? 4 : 3) * shape.hidden; }
+  int64_t state() const { return shape.batch * shape.hidden; }
+  int64_t input_size(Input which) const {
+    switch (which) {
+      case X:
+        return rows * shape.input;
+      case H0:
+        return state();
+      case C0:
+        return shape.lstm() ? state() : 0;
+      case W_IH:
+        return gate_rows() * shape.input;
+      case W_HH:
+        return gate_rows() * shape.hidden;
+      default:
+        return shape.bias ? gate_rows() : 0;
+    }
+  }
+  int64_t output_size(Output which) const {
+    if (which == Y) return rows * shape.hidden;
+    return which == H_N || shape.lstm() ? state() : 0;
+  }
+
+  // Values that bfloat16 holds exactly, so that every dtype is given the same numbers.
+  static Values draw(int64_t size, std::mt19937 &random) {
+    std::uniform_int_distribution<int> integer(-64, 64);
+    Values values(size);
+    for (double &value : values) value = integer(random) / 128.0;
+    return values;
+  }
+};
+
+struct Results {
+  std::array<Values, OUTPUTS> outputs;
+  std::array<Values, INPUTS> gradients;
+
+  double loss(const Problem &p) const {
+    double sum = 0;
+    for (int i = 0; i < OUTPUTS; ++i)
+      for (size_t j = 0; j < outputs[i].size(); ++j)
+        sum += outputs[i][j] * p.output_gradients[i][j];
+    return sum;
+  }
+};
+
+struct Bfloat16 {
+  uint16_t bits;
+  Bfloat16() = default;
+  explicit Bfloat16(double value) {  // the values given are exact, or NaN
+    const float single = static_cast<float>(value);
+    uint32_t word;
+    std::memcpy(&word, &single, sizeof word);
+    bits = static_cast<uint16_t>(word >> 16);
+  }
+  explicit operator double() const {
+    const uint32_t word = uint32_t(bits) << 16;
+    float single;
+    std::memcpy(&single, &word, sizeof single);
+    return single;
+  }
+};
+
+template <class S>
+constexpr int dtype() {
+  return sizeof(S) == 8 ? FASTRNN_FLOAT64 : sizeof(S) == 4 ? FASTRNN_FLOAT32 : FASTRNN_BFLOAT16;
+}
+
+// An array of exactly its size on the heap; a null pointer if it has none.
+template <class S>
+class Buffer {
+ public:
+  explicit Buffer(const Values &values) : Buffer(values.size()) {
+    for (size_t i = 0; i < size_; ++i) data_[i] = S(values[i]);
+  }
+  explicit Buffer(size_t size) : size_(size), data_(size ? new S[size] : nullptr) {
+    for (size_t i = 0; i < size; ++i) data_[i] = S(std::numeric_limits<double>::quiet_NaN());
+  }
+  S *get() const { return data_.get(); }
+  Values values() const {
+    Values values(size_);
+    for (size_t i = 0; i < size_; ++i) values[i] = double(data_[i]);
+    return values;
+  }
+
+ private:
+  size_t size_;
+  std::unique_ptr<S[]> data_;
+};
+
+void fail(const std::string &where, const char *what, double got, double limit) {
+  std::printf("FAILED %s: %s: %.3g, expected at most %.3g\n", where.c_str(), what, got, limit);
+  ++failures;
+}
+
+void require(int error, const std::string &where) {
+  if (error == FASTRNN_OK) return;
+  std::printf("FAILED %s: %s\n", where.c_str(), fastrnn_error_string(error));
+  std::exit(1);
+}
+
+template <class S>
+Results run(const Problem &p, int threads, bool backward) {
+  const Shape &s = p.shape;
+  const std::unique_ptr<int64_t[]> batch_sizes(new int64_t[p.batch_sizes.size()]);
+  std::copy(p.batch_sizes.begin(), p.batch_sizes.end(), batch_sizes.get());
+  const fastrnn_problem problem = {s.cell,  dtype<S>(), s.reverse, threads,
+                                   s.steps, s.batch,    s.input,   s.hidden,
+                                   s.packed ? batch_sizes.get() : nullptr};
+  std::vector<Buffer<S>> in, out, gradient;
+  for (const Values &values : p.inputs) in.emplace_back(values);
+  for (int i = 0; i < OUTPUTS; ++i) out.emplace_back(size_t(p.output_size(Output(i))));
+  // Forward alone saves nothing.
+  const Buffer<S> gates(backward ? size_t(p.rows * 4 * s.hidden) : 0);
+  const Buffer<S> cells(backward && s.lstm() ? size_t(p.rows * s.hidden) : 0);
+  const fastrnn_forward_arrays forward = {
+      in[X].get(),    in[H0].get(),   in[C0].get(), in[W_IH].get(), in[W_HH].get(), in[B_IH].get(),
+      in[B_HH].get(), out[Y].get(),   out[H_N].get(), out[C_N].get(), gates.get(),    cells.get()};
+  require(fastrnn_cpu_forward(&problem, &forward), s.name());
+
+  Results results;
+  for (int i = 0; i < OUTPUTS; ++i) results.outputs[i] = out[i].values();
+  if (!backward) return results;
+
+  std::vector<Buffer<S>> d;
+  for (const Values &values : p.output_gradients) d.emplace_back(values);
+  for (int i = 0; i < INPUTS; ++i) {
+    // Biases have gradients even where there are none; LSTM's two are equal and written once.
+    const int64_t size = i < B_IH ? p.input_size(Input(i))
+                                  : (i == B_HH && s.lstm() ? 0 : p.gate_rows());
+    gradient.emplace_back(size_t(size));
+  }
+  fastrnn_backward_arrays arrays = {
+      d[Y].get(),         d[H_N].get(),        d[C_N].get(),         in[X].get(),
+      in[H0].get(),       in[C0].get(),        in[W_IH].get(),       in[W_HH].get(),
+      out[Y].get(),       gates.get(),         cells.get(),          gradient[X].get(),
+      gradient[H0].get(), gradient[C0].get(),  gradient[W_IH].get(), gradient[W_HH].get(),
+      gradient[B_IH].get(), gradient[B_HH].get()};
+  require(fastrnn_cpu_backward(&problem, &arrays), s.name());
+  for (int i = 0; i < INPUTS; ++i) results.gradients[i] = gradient[i].values();
+  if (s.lstm()) results.gradients[B_HH] = results.gradients[B_IH];
+
+  arrays.dx = nullptr;  // the gradient of x may be left out
+  require(fastrnn_cpu_backward(&problem, &arrays), s.name());
+  return results;
+}
+
+double norm(const Values &values) {
+  double sum = 0;
+  for (double value : values) sum += value * value;
+  return std::sqrt(sum);
+}
+
+void compare(const Values &got, const Values &expected, double limit, const std::string &where,
+             const char *what) {
+  Values difference(got);
+  for (size_t i = 0; i < got.size(); ++i) difference[i] -= expected[i];
+  // Elements are near 1; an array of a few whose terms cancel is no measure of its own error.
+  const double scale = std::max(norm(expected), 0.1 * std::sqrt(double(got.size())));
+  const double error = norm(difference) / scale;
+  if (!(error <= limit) && !got.empty()) fail(where, what, error, limit);  // NaN fails
+}
+
+void compare(const Results &got, const Results &expected, double forward, double gradients,
+             const std::string &where) {
+  for (int i = 0; i < OUTPUTS; ++i)
+    compare(got.outputs[i], expected.outputs[i], forward, where, kOutputs[i]);
+  for (int i = 0; i < INPUTS; ++i)
+    compare(got.gradients[i], expected.gradients[i], gradients, where, kInputs[i]);
+}
+
+// The gradients along one random direction for each input against central differences of the loss.
+void check_finite_differences(const Problem &p, const Results &results, std::mt19937 &random) {
+  const double step = 1e-5;
+  for (int i = 0; i < INPUTS; ++i) {
+    if (p.inputs[i].empty()) continue;
+    const Values direction = Problem::draw(int64_t(p.inputs[i].size()), random);
+    double losses[2];
+    for (int side = 0; side < 2; ++side) {
+      Problem moved = p;
+      for (size_t j = 0; j < direction.size(); ++j)
+        moved.inputs[i][j] += (side ? step : -step) * direction[j];
+      losses[side] = run<double>(moved, 1, false).loss(p);
+    }
+    double expected = 0;
+    for (size_t j = 0; j < direction.size(); ++j)
+      expected += results.gradients[i][j] * direction[j];
+    const double error = std::fabs((losses[1] - losses[0]) / (2 * step) - expected);
+    const double limit = 1e-7 * (1 + norm(results.gradients[i]) * norm(direction));
+    if (!(error <= limit)) fail(p.shape.name() + " finite difference", kInputs[i], error, limit);
+  }
+}
+
+std::vector<std::string> levels() {
+  std::istringstream words(fastrnn_cpu_levels());
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
+void check(const Shape &shape) {
+  std::mt19937 random(7);
+  const Problem problem(shape, random);
+  require(fastrnn_cpu_select_level("baseline"), "select_level");
+  const Results expected = run<double>(problem, 1, true);
+  check_finite_differences(problem, expected, random);
+  for (const std::string &level : levels()) {
+    require(fastrnn_cpu_select_level(level.c_str()), "select_level");
+    for (int threads = 1; threads <= 2; ++threads) {
+      const std::string where = shape.name() + " " + level + " threads " + std::to_string(threads);
+      compare(run<double>(problem, threads, true), expected, 1e-12, 1e-11, where + " float64");
+      compare(run<float>(problem, threads, true), expected, 1e-6, 1e-5, where + " float32");
+      compare(run<Bfloat16>(problem, threads, true), expected, 1e-2, 2e-2, where + " bfloat16");
+    }
+  }
+}
+
+// What the interface promises for calls that have nothing to do, or are wrong.
+void check_interface() {
+  const auto expect = [](const char *what, int got, int expected) {
+    if (got != expected) fail("interface", what, got, expected);
+  };
+  const fastrnn_forward_arrays none{};
+  const fastrnn_backward_arrays no_gradients{};
+  fastrnn_problem problem = {FASTRNN_LSTM, FASTRNN_FLOAT32, 0, 1, 3, 0, 2, 4, nullptr};
+  expect("ABI version", fastrnn_abi_version(), FASTRNN_ABI_VERSION);
+  expect("empty batch, forward", fastrnn_cpu_forward(&problem, &none), FASTRNN_OK);
+  expect("empty batch, backward", fastrnn_cpu_backward(&problem, &no_gradients), FASTRNN_OK);
+  problem.batch = 2;
+  expect("no arrays", fastrnn_cpu_forward(&problem, &none), FASTRNN_ERROR_ARGUMENT);
+  expect("no arrays", fastrnn_cpu_backward(&problem, &no_gradients), FASTRNN_ERROR_ARGUMENT);
+  expect("null arrays", fastrnn_cpu_forward(&problem, nullptr), FASTRNN_ERROR_ARGUMENT);
+  expect("null problem", fastrnn_cpu_forward(nullptr, &none), FASTRNN_ERROR_ARGUMENT);
+  const int64_t growing[] = {2, 1, 2}, short_first[] = {1, 1, 1}, ending[] = {2, 1, 0};
+  for (const int64_t *sizes : {growing, short_first, ending}) {
+    problem.batch_sizes = sizes;
+    expect("batch sizes", fastrnn_cpu_forward(&problem, &none), FASTRNN_ERROR_ARGUMENT);
+  }
+  expect("level", fastrnn_cpu_select_level("no such level"), FASTRNN_ERROR_LEVEL);
+  expect("level", fastrnn_cpu_select_level(nullptr), FASTRNN_ERROR_ARGUMENT);
+  for (int error = -1; error <= FASTRNN_ERROR_LEVEL + 1; ++error)
+    if (!*fastrnn_error_string(error)) fail("interface", "error string", error, 0);
+}
+
+}  // namespace
+
+int main() {
+  check_interface();
+  // T, B, I, H: around the widths of vectors and tiles, one row, one step, one unit, and sizes whose
+  // rows or hidden units two threads share.
+  const int64_t sizes[][4] = {{1, 1, 1, 1},  {2, 3, 1, 5},    {5, 7, 3, 16},   {3, 17, 28, 31},
+                              {4, 6, 33, 33}, {2, 1, 40, 130}, {9, 40, 9, 65}, {6, 13, 32, 8}};
+  int shapes = 0;
+  for (int cell : {FASTRNN_LSTM, FASTRNN_GRU})
+    for (const int64_t *size : sizes)
+      for (bool packed : {false, true})
+        for (bool reverse : {false, true}) {
+          check({cell, size[0], size[1], size[2], size[3], packed, reverse, shapes % 3 != 0});
+          ++shapes;
+        }
+  std::printf("%d shapes, levels %s: %d failures\n", shapes, fastrnn_cpu_levels(), failures);
+  return failures ? 1 : 0;
+}
