@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn.kernels import memory
+
 ABI_VERSION = 1
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _LSTM, _GRU = 0, 1
@@ -152,8 +154,13 @@ def _pointers(**tensors: Tensor | None) -> dict[str, int | None]:
     }
 
 
+def _rows(x: Tensor, width: int) -> Tensor:
+    """Room for `width` values for each row of x."""
+    return memory.empty((x.shape[0], width), x)
+
+
 def _saved(x: Tensor, save: bool, width: int) -> Tensor:
-    return x.new_empty((x.shape[0], width) if save else 0)
+    return _rows(x, width) if save else x.new_empty(0)
 
 
 def lstm_forward(
@@ -170,7 +177,7 @@ def lstm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One LSTM layer in one direction; returns y, h_n, c_n, gates, cells."""
     hidden_size = h0.shape[1]
-    y = x.new_empty(x.shape[0], hidden_size)
+    y = _rows(x, hidden_size)
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
     gates, cells = _saved(x, save, 4 * hidden_size), _saved(x, save, hidden_size)
     pointers = _pointers(
@@ -198,7 +205,7 @@ def lstm_backward(
     need_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`lstm_forward`: dx, dh0, dc0, dw_ih, dw_hh, db."""
-    dx = torch.empty_like(x) if need_dx else x.new_empty(0)
+    dx = _saved(x, need_dx, x.shape[1])
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(c0)
     weights = _weight_gradients(h0, w_ih, w_hh, 1)
     dw_ih, dw_hh, db = weights
@@ -223,7 +230,7 @@ def gru_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One GRU layer in one direction; returns y, h_n, gates."""
     hidden_size = h0.shape[1]
-    y = x.new_empty(x.shape[0], hidden_size)
+    y = _rows(x, hidden_size)
     h_n = torch.empty_like(h0)
     gates = _saved(x, save, 4 * hidden_size)
     pointers = _pointers(
@@ -247,7 +254,7 @@ def gru_backward(
     need_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`gru_forward`: dx, dh0, dw_ih, dw_hh, db_ih, db_hh."""
-    dx = torch.empty_like(x) if need_dx else x.new_empty(0)
+    dx = _saved(x, need_dx, x.shape[1])
     dh0 = torch.empty_like(h0)
     dw_ih, dw_hh, db_ih, db_hh = _weight_gradients(h0, w_ih, w_hh, 2)
     pointers = _pointers(

@@ -102,6 +102,17 @@ void prefer_large_pages(void *data, size_t bytes) {
 #endif
 }
 
+size_t element_bytes(int dtype) {
+  return dtype == FASTRNN_FLOAT64 ? 8 : dtype == FASTRNN_FLOAT32 ? 4 : 2;
+}
+
+int64_t total_rows(const fastrnn_problem &p) {
+  if (!p.batch_sizes) return p.steps * p.batch;
+  int64_t total = 0;
+  for (int64_t t = 0; t < p.steps; ++t) total += p.batch_sizes[t];
+  return total;
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The grid with the shortest step by a small model, in cycles: a panel's products, one vector of them
@@ -159,14 +170,11 @@ int run(const fastrnn_problem &p, Job job, const Level &level) {
   Block offsets(p.batch_sizes ? size_t(p.steps + 1) * sizeof(int64_t) : 0);
   if (!offsets.as<int64_t>()) return FASTRNN_ERROR_MEMORY;
   job.walk = {p.steps, p.batch, p.reverse != 0, p.batch_sizes, nullptr};
-  int64_t total = p.steps * p.batch;
   if (p.batch_sizes) {
-    total = 0;
-    for (int64_t t = 0; t < p.steps; ++t) {
-      offsets.as<int64_t>()[t] = total;
-      total += p.batch_sizes[t];
-    }
-    job.walk.offsets = offsets.as<int64_t>();
+    int64_t *offset = offsets.as<int64_t>();
+    offset[0] = 0;
+    for (int64_t t = 0; t < p.steps; ++t) offset[t + 1] = offset[t] + p.batch_sizes[t];
+    job.walk.offsets = offset;
   }
   const Kernel &kernel = level.kernels[p.cell][p.dtype];
   const int lanes = level.vector_bytes / (p.dtype == FASTRNN_FLOAT64 ? 8 : 4);
@@ -176,7 +184,7 @@ int run(const fastrnn_problem &p, Job job, const Level &level) {
     Block starts(size_t(job.grid.row_groups + 1) * sizeof(int64_t));
     Block barriers(size_t(job.grid.row_groups + 1) * sizeof(Barrier));
     if (!starts.as<int64_t>() || !barriers.as<Barrier>()) return FASTRNN_ERROR_MEMORY;
-    share_rows(job.walk, total, job.grid.row_groups, starts.as<int64_t>());
+    share_rows(job.walk, total_rows(p), job.grid.row_groups, starts.as<int64_t>());
     job.row_starts = starts.as<int64_t>();
     job.barriers = barriers.as<Barrier>();
     for (int i = 0; i <= job.grid.row_groups; ++i) job.barriers[i] = Barrier();
@@ -230,6 +238,10 @@ int fastrnn_cpu_forward(const fastrnn_problem *problem, const fastrnn_forward_ar
   if (!a.x || !a.h0 || !a.w_ih || !a.w_hh || !a.y || !a.h_n || !a.b_ih != !a.b_hh ||
       (lstm && (!a.c0 || !a.c_n || !a.gates != !a.cells)))
     return FASTRNN_ERROR_ARGUMENT;
+  const size_t hidden = element_bytes(problem->dtype) * size_t(problem->hidden_size * total_rows(*problem));
+  prefer_large_pages(a.y, hidden);
+  prefer_large_pages(a.gates, 4 * hidden);
+  prefer_large_pages(a.cells, hidden);
   Job job{};
   job.problem = problem;
   job.forward = arrays;
