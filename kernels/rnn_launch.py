@@ -1,0 +1,160 @@
+"""Around the Triton kernels: a call's plan, its rows, and the products outside the time loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rnn_triton import INTERPRETED, Plan
+
+NARROW = 4
+"""Inputs of up to this many features are projected inside the step (4 gates × 4 registers)."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def supports(dtype: torch.dtype, hidden_size: int) -> str | None:
+    """Why the whole-sequence kernels cannot run a layer, or None if they can.
+
+    The recurrent weights have to fit in the registers of one multiprocessor, 64 Ki words.
+    """
+    if dtype in _HALF:
+        largest = 128
+    elif dtype == torch.float32:
+        largest = 64
+    else:
+        return f"the Triton kernels compute in float32, bfloat16 and float16, not {dtype}"
+    if hidden_size > largest:
+        return f"the Triton kernels hold hidden sizes up to {largest} in {dtype}, not {hidden_size}"
+    return None
+
+
+def choose(hidden_size: int, batch: int, dtype: torch.dtype, sms: int, lanes: int = 32) -> Plan:
+    """The plan of a call: a table, so that nothing is timed at a first call.
+
+    | hidden | dtype | batch | form | rows | lanes a unit | warps |
+    |---|---|---|---|---|---|---|
+    | ≤ 32 | any | ≤ SMs, or float32 | vector | 1, 2 past 8 × SMs, 4 past 16 × SMs | 2 | 2 |
+    | ≤ 64 | any | ≤ SMs, or float32 | vector | 1, 2 past 2 × SMs, 4 past 4 × SMs | 2, 4 | 4, 8 |
+    | ≤ 128 | 16 bits | any other | tensor | 8 | – | hidden / 16 |
+
+    A vector program costs its rows' FMAs, a tensor program the same for 1 to 8 rows; so few rows go
+    to the first. Rows a program are what keeps every program on the chip at once: a second wave of
+    programs takes as long again as the first. Registers let 8 (≤ 32) or 2 (≤ 64) programs share an
+    SM. AMD (64 lanes) has the vector form only.
+    """
+    units = next(u for u in (32, 64, 128) if hidden_size <= u)
+    half = dtype in _HALF
+    if half and lanes == 32 and (units == 128 or batch > sms):
+        return Plan(units, 8, 0, units // 16, "portable" if INTERPRETED else "fast")
+    resident = 8 if units == 32 else 2
+    rows = next((r for r in (1, 2) if batch <= r * resident * sms), 4)
+    split = (4 if rows == 4 and units == 64 else 2) * lanes // 32
+    math = "portable" if INTERPRETED or lanes != 32 else "fast" if half else "exact"
+    return Plan(units, rows, split, units * split // lanes, math, lanes)
+
+
+def plan(hidden_size: int, batch: int, like: Tensor) -> Plan:
+    """The plan on the device and in the dtype of `like`."""
+    if INTERPRETED:
+        return choose(hidden_size, batch, like.dtype, 132)
+    properties = torch.cuda.get_device_properties(like.device)
+    lanes = properties.warp_size
+    return choose(hidden_size, batch, like.dtype, properties.multi_processor_count, lanes)
+
+
+def launch(kernel: Any, spread: Plan, batch: int, device: torch.device, *arguments: Any) -> None:
+    """Run a kernel for every sequence, on the device's current stream."""
+    on = contextlib.nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+    with on:
+        kernel[(-(-batch // spread.rows),)](*arguments, num_warps=spread.warps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Where the rows of a sequence's steps lie.
+
+    Args:
+        steps: T.
+        batch: B.
+        offsets: packed: each time's first row, int64 [T + 4] with two more at either end; or None.
+        lengths: packed: each sequence's steps, int32 [B]; or None.
+    """
+
+    steps: int
+    batch: int
+    offsets: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, batch: int, batch_sizes: Tensor | None) -> Rows:
+        """Rows of x [N, ...]; copies a packed layout to its device without waiting for it."""
+        if batch_sizes is None:
+            return cls(x.shape[0] // max(batch, 1), batch)
+        steps = batch_sizes.shape[0]
+        offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (3, 1))
+        offsets[-1] = x.shape[0]
+        below = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
+        lengths = (steps - below).to(torch.int32)
+        offsets = offsets.to(x.device, non_blocking=True)
+        return cls(steps, batch, offsets, lengths.to(x.device, non_blocking=True))
+
+    def recurrent_gradient(self, dgates: Tensor, h0: Tensor, y: Tensor, reverse: bool) -> Tensor:
+        """dgates^T h', with h' [N, H] the state before each row: h0, or a row of y."""
+        if self.offsets is None:
+            b = self.batch
+            if reverse:
+                first, rest, before = dgates[-b:], dgates[:-b], y[b:]
+            else:
+                first, rest, before = dgates[:b], dgates[b:], y[:-b]
+            return torch.addmm(first.t() @ h0, rest.t(), before)
+        n = y.shape[0]
+        starts = self.offsets[2:-1]  # [T + 1]
+        time = torch.repeat_interleave(starts.diff(), output_size=n)
+        b_of_row = torch.arange(n, device=y.device) - starts[time]
+        assert self.lengths is not None
+        if reverse:
+            inside = time + 1 < self.lengths[b_of_row]
+            index = starts[time + 1] + b_of_row
+        else:
+            inside = time > 0
+            index = self.offsets[1:][time] + b_of_row
+        index = torch.where(inside, index, n + b_of_row)
+        return dgates.t() @ torch.cat((y, h0))[index]
+
+
+@contextlib.contextmanager
+def rnn_precision(like: Tensor) -> Iterator[None]:
+    """Let float32 products use TF32 exactly if torch's switch for recurrent layers does.
+
+    The kernels' own float32 products are exact in either case.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    rnn: Any = torch.backends.cudnn.rnn
+    wanted = "tf32" if rnn.fp32_precision == "tf32" else "ieee"
+    current = matmul.fp32_precision
+    if like.dtype != torch.float32 or not like.is_cuda or current == wanted:
+        yield
+        return
+    matmul.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = current
+
+
+def with_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a function under `rnn_precision` of its first argument."""
+
+    def run(*arguments: Any) -> Any:
+        with rnn_precision(arguments[0]):
+            return function(*arguments)
+
+    run.__doc__ = function.__doc__
+    run.__name__ = function.__name__
+    return run
