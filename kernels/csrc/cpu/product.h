@@ -55,11 +55,13 @@ struct Right {
   int64_t row, vector;
 };
 
-// acc[i][v] += sum over k of a(i, k) * b(k, v).
+// acc[i][v] += sum over k of a(i, k) * b(k, v); depth >= 1, so that acc never has to leave the
+// registers around the loop.
 template <int R, int V, class C, bool Transposed>
 FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Left<C, Transposed> a, Right<C> b, int64_t depth) {
   const C *right = b.data;
-  for (int64_t k = 0; k < depth; ++k) {
+  int64_t k = 0;
+  do {
     Vec<C> w[V];
     for (int v = 0; v < V; ++v) w[v] = load(right + v * b.vector);
     for (int i = 0; i < R; ++i) {
@@ -67,7 +69,7 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Left<C, Transposed> a, Right<C
       for (int v = 0; v < V; ++v) acc[i][v] += s * w[v];
     }
     right += b.row;
-  }
+  } while (++k < depth);
 }
 
 // out[i, v] (+)= sum over segments and k of a(i, k) * b(k, v): rows x vectors, each of `segments`
@@ -99,6 +101,7 @@ struct Product {
 
   // The block of the right operand is the outer loop: it stays in cache over all rows.
   __attribute__((noinline)) void run() const {
+    if (depth < 1) return;
     constexpr int kWidest = 4;
     for (int64_t v0 = 0; v0 < vectors;) {
       const int64_t left = vectors - v0;
