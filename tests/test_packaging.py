@@ -1,0 +1,159 @@
+"""What is installed: the wheel's content, the library's symbols, installs without a compiler."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+
+ROOT = Path(__file__).parents[1]
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF libraries")
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked; made from a copy so that no build output gets in."""
+    folder = tmp_path_factory.mktemp("sdist")
+    tree = folder / "tree"
+    ignored = shutil.ignore_patterns(".*", "build", "_native", "runs", "data", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    build = "from scikit_build_core.setuptools.build_meta import build_sdist; build_sdist('..')"
+    subprocess.run([sys.executable, "-c", build], check=True, cwd=tree)
+    with tarfile.open(folder / f"fastrnn-{version('fastrnn')}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"fastrnn-{version('fastrnn')}"
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked: Path) -> Path:
+    """The wheel built from the source distribution; object files stay in the build folder by it."""
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", unpacked]
+    environment = {**os.environ, "FASTRNN_REQUIRE_NATIVE": "1"}
+    command = [sys.executable, "-m", "pip", "wheel", *options, unpacked]
+    subprocess.run(command, check=True, env=environment)
+    (path,) = unpacked.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_packages_and_the_library_and_nothing_else(wheel: Path) -> None:
+    sources = {
+        f"{package}/{file.relative_to(folder).as_posix()}"
+        for package, folder in (
+            ("fastrnn", ROOT / "fastrnn"),
+            ("fastrnn/kernels", ROOT / "kernels"),
+        )
+        for file in folder.rglob("*.py")
+    }
+    native = {"fastrnn/_native/build.json", "fastrnn/_native/libfastrnn_cpu.so"}
+    names = zipfile.ZipFile(wheel).namelist()
+    packaged = {name for name in names if ".dist-info/" not in name}
+    assert packaged == sources | native | {"fastrnn/py.typed"}
+
+
+def test_wheel_serves_every_python(wheel: Path) -> None:
+    assert re.fullmatch(r"fastrnn-[\d.]+-py3-none-\w+\.whl", wheel.name)
+
+
+def test_source_distribution_holds_the_sources_of_the_library(unpacked: Path) -> None:
+    for folder in ("kernels/csrc", "tests/csrc"):
+        packed = {file.name for file in (unpacked / folder).rglob("*.*")}
+        assert packed == {file.name for file in (ROOT / folder).rglob("*.*")}
+
+
+@linux_only
+def test_library_exports_its_interface_only(wheel: Path, tmp_path: Path) -> None:
+    library = zipfile.ZipFile(wheel).extract("fastrnn/_native/libfastrnn_cpu.so", tmp_path)
+    symbols = _symbols("--dynamic", "--defined-only", library)
+    assert symbols
+    assert [name for _, name in symbols if not name.startswith("fastrnn_")] == []
+
+
+@linux_only
+def test_instruction_sets_share_no_code(wheel: Path) -> None:
+    """The linker keeps one copy of a weak symbol: it must not be one for a newer processor."""
+    objects = list(wheel.parent.rglob("kernels.cpp.o"))
+    levels = {name for path in objects for name in re.findall("fastrnn_cpu_(\\w+).dir", str(path))}
+    assert "baseline" in levels
+    for path in objects:
+        (level,) = re.findall("fastrnn_cpu_(\\w+).dir", str(path))
+        weak = [
+            name for kind, name in _symbols("--demangle", "--defined-only", path) if kind in "WVu"
+        ]
+        assert [name for name in weak if f"fastrnn::{level}::" not in name] == []
+
+
+@linux_only
+def test_library_uses_torchs_thread_pool() -> None:
+    script = (
+        "import torch\n"
+        "from fastrnn.kernels import native\n"
+        "assert native.load_error() is None, native.load_error()\n"
+        "lines = [line.split() for line in open('/proc/self/maps') if 'libgomp' in line]\n"
+        "print(len({words[-1] for words in lines}))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE)
+    assert int(run.stdout) == 1
+
+
+def test_install_without_a_compiler_succeeds_and_says_so_in_one_line(tmp_path: Path) -> None:
+    done = _configure_without_compiler(tmp_path)
+    assert done.returncode == 0
+    (line,) = [line for line in done.stderr.splitlines() if "fastrnn:" in line]
+    assert "no working C++ compiler found; install g++ or set CXX" in line
+    subprocess.run(
+        ["cmake", "--install", tmp_path, "--prefix", tmp_path / "site"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    native = tmp_path / "site" / "fastrnn" / "_native"
+    facts = json.loads((native / "build.json").read_text())["fastrnn_cpu"]
+    assert not facts["built"]
+    assert facts["reason"] in line
+    assert [file.name for file in native.iterdir()] == ["build.json"]
+
+
+def test_required_library_without_a_compiler_is_an_error(tmp_path: Path) -> None:
+    done = _configure_without_compiler(tmp_path, FASTRNN_REQUIRE_NATIVE="1")
+    assert done.returncode != 0
+    assert "FASTRNN_REQUIRE_NATIVE is set" in done.stderr
+
+
+def test_folder_of_kernels_is_no_package_of_its_own() -> None:
+    command = [sys.executable, "-c", "import kernels"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "ImportError: this folder is fastrnn.kernels" in done.stderr
+
+
+def test_version_is_told_once() -> None:
+    assert fastrnn.__version__ == version("fastrnn")
+
+
+def _configure_without_compiler(
+    folder: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Configures the build where no C++ compiler works."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FASTRNN_")}
+    return subprocess.run(
+        ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja"],
+        env={**clean, "CXX": str(folder / "no-compiler"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _symbols(*arguments: str | Path) -> list[tuple[str, str]]:
+    """Kind and name of each symbol that nm lists."""
+    listing = subprocess.run(["nm", *arguments], check=True, capture_output=True, text=True).stdout
+    pattern = re.compile(r"^[0-9a-f]* +(\w) (.*)$", re.MULTILINE)
+    return [(kind, name) for kind, name in pattern.findall(listing)]
