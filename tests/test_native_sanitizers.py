@@ -9,8 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_native_library_is_clean_under_sanitizers(tmp_path: Path) -> None:
     configure = [
-        "cmake",
-        *("-S", ROOT, "-B", tmp_path, "-G", "Ninja"),
+        *("cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja"),
         "-DFASTRNN_SANITIZE=address,undefined",
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",  # compiles in half the time
     ]

@@ -36,9 +36,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(unpacked: Path) -> Path:
     """The wheel built from the source distribution; object files stay in the build folder by it."""
-    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", unpacked]
+    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(unpacked)]
     environment = {**os.environ, "FASTRNN_REQUIRE_NATIVE": "1"}
-    command = [sys.executable, "-m", "pip", "wheel", *options, unpacked]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(unpacked)]
     subprocess.run(command, check=True, env=environment)
     (path,) = unpacked.glob("*.whl")
     return path
