@@ -1,0 +1,201 @@
+"""Which backend runs a call, and why.
+
+| name | what | where |
+|---|---|---|
+| ``cpu`` | C++ kernels | CPU |
+| ``triton`` | fused Triton kernels | NVIDIA GPUs |
+| ``torch`` | what torch.nn calls: oneDNN, cuDNN, ATen | anywhere |
+| ``reference`` | eager steps | anywhere |
+
+The choice is never to be slower than torch.nn: where its path wins, it is taken. The environment
+variable FASTRNN_BACKEND, or ``with fastrnn.backend(name):``, forces one; a call that the forced
+backend does not support then raises. Under torch.compile the choice is made when a graph is traced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+NAMES = ("cpu", "triton", "torch", "reference")
+
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the choice depends on."""
+
+    cell: str  # "LSTM" or "GRU"
+    device: str  # torch.device.type
+    dtype: torch.dtype
+    steps: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    training: bool  # gradients will be asked for
+    projected: bool = False  # proj_size > 0
+    transformed: bool = False  # forward-mode gradients or a functorch transform is active
+
+
+@dataclass(frozen=True)
+class Choice:
+    backend: str
+    reason: str
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Forces a backend within a block, in this thread or task: ``with fastrnn.backend("torch"):``.
+
+    Raises:
+        ValueError: there is no backend of this name.
+    """
+    token = _forced.set(_checked(name, "fastrnn.backend()"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source}: unknown backend {name!r}; choose one of {', '.join(NAMES)}")
+    return name
+
+
+@torch.compiler.assume_constant_result
+def forced_backend() -> str | None:
+    """The backend that the context manager or, behind it, the environment asks for."""
+    name = _forced.get()
+    if name is None and (given := os.environ.get("FASTRNN_BACKEND")):
+        name = _checked(given, "FASTRNN_BACKEND")
+    return name
+
+
+def choose(call: Call) -> Choice:
+    """The backend for a call.
+
+    Raises:
+        RuntimeError: the forced backend does not support the call.
+    """
+    forced = forced_backend()
+    if forced is not None:
+        if (reason := unsupported(forced, call)) is not None:
+            raise RuntimeError(
+                f"backend {forced!r} cannot run this call: {reason}. Leave the choice to fastrnn, "
+                "or force another backend (FASTRNN_BACKEND, fastrnn.backend)"
+            )
+        return Choice(forced, "forced")
+    if call.transformed:
+        return Choice("reference", "forward-mode gradients and functorch need differentiable steps")
+    name = "cpu" if call.device == "cpu" else "triton"
+    if (reason := unsupported(name, call)) is not None:
+        return Choice("torch", f"{name}: {reason}")
+    if (reason := _vendor_wins(call)) is not None:
+        return Choice("torch", reason)
+    return Choice(name, "the fastest measured for this shape")
+
+
+def unsupported(name: str, call: Call) -> str | None:
+    """Why a backend cannot run a call; None if it can."""
+    if name == "torch":
+        return None
+    if call.projected:
+        return "proj_size > 0 is not supported"
+    if name == "reference":
+        return None
+    if call.transformed:
+        return "forward-mode gradients and functorch transforms are not supported"
+    return _cpu_unsupported(call) if name == "cpu" else _triton_unsupported(call)
+
+
+def _cpu_unsupported(call: Call) -> str | None:
+    if call.device != "cpu":
+        return f"tensors are on {call.device}"
+    if call.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return f"{call.dtype} is not supported (float32, float64 and bfloat16 are)"
+    return native_load_error()
+
+
+@torch.compiler.assume_constant_result
+def native_load_error() -> str | None:
+    from fastrnn.kernels import native
+
+    return native.load_error()
+
+
+def _triton_unsupported(call: Call) -> str | None:
+    return "the Triton kernels are not connected yet"
+
+
+# ---- the measured table: where torch.nn's own path is as fast or faster
+
+
+def _vendor_wins(call: Call) -> str | None:
+    if call.device != "cpu":
+        return None
+    if call.steps == 1:
+        return "one step: torch's cell has less to prepare"
+    return None
+
+
+# ---- what is there
+
+
+def backend_info() -> dict[str, Any]:
+    """What is available, and what is not and why: ``{"backends": {name: {"available": bool, ...}}}``,
+    versions, threads and the forced backend; plain values, ready for JSON."""
+    from fastrnn import __version__
+    from fastrnn.kernels import native
+
+    error = native.load_error()
+    cpu = {"available": error is None, **({"reason": error} if error else native.info())}
+    triton = {"available": False, "reason": "the Triton kernels are not connected yet"}
+    return {
+        "fastrnn": __version__,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "forced": forced_backend(),
+        "backends": {
+            "cpu": cpu,
+            "triton": triton,
+            "torch": {"available": True, "mkldnn": torch.backends.mkldnn.is_available()},
+            "reference": {"available": True},
+        },
+    }
+
+
+def explain(
+    cell: str,
+    *,
+    batch: int,
+    hidden_size: int,
+    input_size: int = 1,
+    steps: int = 784,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    training: bool = False,
+    proj_size: int = 0,
+) -> Choice:
+    """The backend that a call of this shape would take, and why."""
+    return choose(
+        Call(
+            cell=cell,
+            device=torch.device(device).type,
+            dtype=dtype,
+            steps=steps,
+            batch=batch,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            training=training,
+            projected=proj_size > 0,
+        )
+    )
