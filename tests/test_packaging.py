@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import fastrnn
-
 ROOT = Path(__file__).parents[1]
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF libraries")
 
@@ -132,10 +130,6 @@ def test_folder_of_kernels_is_no_package_of_its_own() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "ImportError: this folder is fastrnn.kernels" in done.stderr
-
-
-def test_version_is_told_once() -> None:
-    assert fastrnn.__version__ == version("fastrnn")
 
 
 def _configure_without_compiler(

@@ -1,0 +1,1 @@
+"""fastrnn beside torch.nn: ``python -m benchmarks.compare`` and pytest-benchmark cases."""

@@ -1,0 +1,223 @@
+"""Measures one case: torch.nn and fastrnn in one process, in turn, and only if they agree."""
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from statistics import fmean, median
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastrnn
+from fastrnn import backends
+
+from .cases import DTYPES, Case
+from .clocks import Clock, clock_for
+
+# Relative errors ‖a − b‖ / ‖b‖ of either side against exact arithmetic: (forward, gradients).
+TOLERANCES = {
+    "float64": (1e-12, 1e-11),
+    "float32": (1e-6, 1e-5),
+    "tf32": (1e-3, 3e-3),
+    "bfloat16": (1e-2, 2e-2),
+    "float16": (2e-3, 5e-3),
+}
+MOST_ROUNDS = 200
+PEERS: dict[str, ModuleType] = {"torch": nn, "fastrnn": fastrnn}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a case may take: about ``budget`` seconds, but at least ``rounds`` rounds."""
+
+    budget: float = 4.0
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call. Zeroing the gradients counts as forward; inference has no backward."""
+
+    forward: float
+    backward: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Medians over ``rounds``; or, where the two disagree, what is wrong and no times."""
+
+    wrong: tuple[str, ...] = ()
+    torch: Times | None = None
+    fastrnn: Times | None = None
+    rounds: int = 0
+
+
+class Subject:
+    """A module with the case's input, called in the case's mode."""
+
+    def __init__(self, case: Case, module: nn.Module) -> None:
+        self.module = module.train(case.training)
+        self.training = case.training
+        steps = () if case.single_step else (case.steps,)
+        generator = torch.Generator().manual_seed(1)
+
+        def draw(features: int) -> Tensor:
+            values = torch.randn(*steps, case.batch, features, generator=generator)
+            return values.to(case.device, DTYPES[case.dtype])
+
+        self.x, self.dy = draw(case.input), draw(case.hidden)
+
+    def call(self, clock: Clock) -> tuple[Times, list[Tensor]]:
+        """One inference or training step: the times of its parts, and its outputs."""
+        with torch.set_grad_enabled(self.training):
+            start = clock.mark()
+            self.module.zero_grad(set_to_none=True)
+            outputs = _flatten(self.module(self.x))
+            middle = clock.mark()
+            if self.training:
+                outputs[0].backward(self.dy)
+            end = clock.mark()
+        times = Times(
+            forward=clock.seconds(start, middle),
+            backward=clock.seconds(middle, end) if self.training else 0.0,
+            total=clock.seconds(start, end),
+        )
+        return times, outputs
+
+    def sample(self, clock: Clock, calls: int) -> Times:
+        """The mean times of ``calls`` calls in a row."""
+        clock.prepare()
+        times = [self.call(clock)[0] for _ in range(calls)]
+        return _reduce(fmean, times)
+
+
+def build(case: Case, peer: str) -> Subject:
+    """The module of ``peer``, one of PEERS; every peer's has the same weights and input."""
+    torch.manual_seed(0)
+    layers = () if case.single_step else (case.layers,)
+    module: nn.Module = getattr(PEERS[peer], case.cell)(case.input, case.hidden, *layers)
+    return Subject(case, module.to(case.device, DTYPES[case.dtype]))
+
+
+def measure(case: Case, effort: Effort) -> Measurement:
+    """Checks that the two agree, then times them in turn.
+
+    The checking calls warm up. Where they alone spend the budget they count as the first round too:
+    beside calls that long, warming up is nothing.
+    """
+    theirs, ours = build(case, "torch"), build(case, "fastrnn")
+    clock = clock_for(torch.device(case.device))
+    with _no_garbage_collection():
+        first, wrong = _check(case, theirs, ours, clock)
+        if wrong:
+            return Measurement(wrong=wrong)
+        cost = sum(times.total for times in first)
+        if cost * effort.rounds > effort.budget:
+            rounds, calls = [first], 1
+        else:
+            warm = theirs.sample(clock, 2), ours.sample(clock, 2)
+            fastest = min(times.total for times in warm)
+            calls = max(1, math.ceil(clock.shortest_sample / fastest))
+            cost = calls * sum(times.total for times in warm)
+            rounds = []
+        enough = min(MOST_ROUNDS, max(effort.rounds, int(effort.budget / cost)))
+        while len(rounds) < enough:
+            rounds.append((theirs.sample(clock, calls), ours.sample(clock, calls)))
+    their_times, our_times = (_reduce(median, times) for times in zip(*rounds, strict=True))
+    return Measurement(torch=their_times, fastrnn=our_times, rounds=len(rounds))
+
+
+def _check(
+    case: Case, theirs: Subject, ours: Subject, clock: Clock
+) -> tuple[tuple[Times, Times], tuple[str, ...]]:
+    """One call of each: their times, and what of the results differs, in words."""
+    their_times, their_outputs = theirs.call(clock)
+    our_times, our_outputs = ours.call(clock)
+    forward, gradients = TOLERANCES[_arithmetic(case)]
+    wrong = [
+        f"output {i}: relative error {error:.1e}"
+        for i, (a, b) in enumerate(zip(our_outputs, their_outputs, strict=True))
+        if not (error := relative_error(a, b)) <= 2 * forward  # each side may err; NaN is wrong
+    ]
+    if case.training:
+        for (name, a), b in zip(
+            ours.module.named_parameters(), theirs.module.parameters(), strict=True
+        ):
+            if a.grad is None or b.grad is None:
+                wrong.append(f"gradient of {name}: missing")
+            elif not (error := relative_error(a.grad, b.grad)) <= 2 * gradients:
+                wrong.append(f"gradient of {name}: relative error {error:.1e}")
+    return (their_times, our_times), tuple(wrong)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖, summed in float64; ‖actual‖ where nothing is expected."""
+
+    def norm(values: Tensor) -> float:
+        return torch.linalg.vector_norm(values.detach(), dtype=torch.float64).item()
+
+    return norm(actual.detach() - expected.detach()) / (norm(expected) or 1.0)
+
+
+def backend_of(case: Case) -> str:
+    """The backend that fastrnn takes for the case."""
+    choice = backends.explain(
+        case.cell.removesuffix("Cell"),
+        batch=case.batch,
+        steps=case.steps,
+        input_size=case.input,
+        hidden_size=case.hidden,
+        dtype=DTYPES[case.dtype],
+        device=case.device,
+        training=case.training,
+    )
+    return choice.backend
+
+
+def sgemm_rate(case: Case) -> float:
+    """Floating-point operations a second of a large matrix product in the case's dtype, now."""
+    size, device = 2048, torch.device(case.device)
+    clock = clock_for(device)
+    a = torch.rand(size, size, device=device).to(DTYPES[case.dtype])
+    out = torch.mm(a, a)
+    times = []
+    for _ in range(5):
+        clock.prepare()
+        start = clock.mark()
+        torch.mm(a, a, out=out)
+        times.append(clock.seconds(start, clock.mark()))
+    return 2 * size**3 / median(times)
+
+
+def _arithmetic(case: Case) -> str:
+    """The arithmetic whose tolerance applies: the dtype, or TF32 where torch would use it."""
+    tf32 = case.device.startswith("cuda") and torch.backends.cudnn.allow_tf32
+    return "tf32" if case.dtype == "float32" and tf32 else case.dtype
+
+
+def _flatten(outputs: Tensor | tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that a layer or a cell returns, in order."""
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [tensor for part in outputs for tensor in _flatten(part)]
+
+
+def _reduce(function: Callable[[list[float]], float], times: Iterable[Times]) -> Times:
+    """``function`` of the forward times, of the backward times and of the totals."""
+    parts = zip(*(astuple(each) for each in times), strict=True)
+    return Times(*(function(list(part)) for part in parts))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

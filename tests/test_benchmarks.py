@@ -1,0 +1,124 @@
+"""benchmarks.compare tells no speed for wrong numbers, and a killed run resumes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import compare, measure
+from benchmarks.cases import GRIDS, Case
+from benchmarks.memory import peak_memory
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--cells", "GRU", "--hidden", "4", "--batch", "2", "--steps", "3", "--budget", "0.01"]
+
+
+class Mutant(nn.GRU):
+    """torch's GRU with outputs too large by a thousandth."""
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, h_n = super().__call__(x)
+        return 1.001 * y, h_n
+
+
+def test_full_grid_has_every_case_of_the_specification_once() -> None:
+    keys = [case.key for case in GRIDS["full-cpu"]]
+    assert len(keys) == len(set(keys)) == 2 * 5 * 4 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("case", "products"),
+    [
+        (Case("LSTM", 2, 3, 5, 7), 2 * 3 * 4 * 7 * (5 + 7)),
+        (Case("GRU", 2, 3, 5, 7, layers=2), 2 * 3 * 3 * 7 * (5 + 7 + 7 + 7)),
+        (Case("GRUCell", 2, 1, 5, 7), 2 * 3 * 7 * (5 + 7)),
+    ],
+    ids=["lstm", "two layers", "cell"],
+)
+def test_forward_flops_count_each_product_twice(case: Case, products: int) -> None:
+    assert case.forward_flops == 2 * products
+
+
+@pytest.mark.parametrize(
+    "change", [{"cell": "RNN"}, {"hidden": 0}, {"cell": "GRUCell", "steps": 2}]
+)
+def test_impossible_case_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="|".join(map(str, change.values()))):
+        replace(Case("GRU", 1, 1, 1, 1), **change)
+
+
+def test_compare_writes_times_of_both_and_where_they_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    assert compare.main([*TINY, "--input", "1", "H", "--sgemm", "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert {"device", "torch", "fastrnn", "commit", "date", "threads"} <= set(
+        written["environment"]
+    )
+    assert len(written["results"]) == 2 * 2  # inputs × modes
+    for row in written["results"]:
+        assert row["wrong"] == []
+        assert row["rounds"] >= 3
+        assert row["sgemm share"] > 0
+        training = row["sizes"]["mode"] == "training"
+        for peer in ("torch", "fastrnn"):
+            assert row[peer]["forward"] > 0
+            assert (row[peer]["backward"] > 0) == training
+
+
+def test_wrong_result_has_no_speed_and_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(measure.PEERS, "fastrnn", SimpleNamespace(GRU=Mutant))
+    file = tmp_path / "results.json"
+    assert compare.main([*TINY, "--json", str(file)]) == 1
+    for row in json.loads(file.read_text())["results"]:
+        assert any(text.startswith("output 0") for text in row["wrong"])
+        assert row["torch"] is row["fastrnn"] is None
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_run_resumes_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = [*TINY, "--mode", "inference", "--json", str(tmp_path / "results.json")]
+    assert compare.main(arguments) == 0
+    monkeypatch.setattr(compare, "measure", None)  # a call would fail
+    assert compare.main(arguments) == 0
+
+
+def test_results_of_other_conditions_are_not_mixed(tmp_path: Path) -> None:
+    arguments = [*TINY, "--mode", "inference", "--json", str(tmp_path / "results.json")]
+    assert compare.main(arguments) == 0
+    with pytest.raises(SystemExit, match="another backend"):
+        compare.main([*arguments, "--backend", "reference"])
+
+
+def test_nan_counts_as_wrong() -> None:
+    error = measure.relative_error(torch.tensor([torch.nan]), torch.ones(1))
+    assert not error <= 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")
+def test_peak_memory_holds_at_least_the_saved_gates() -> None:
+    case = Case("LSTM", batch=64, steps=256, input=1, hidden=64, mode="training")
+    saved_gates = 64 * 256 * 4 * 64 * 4
+    assert peak_memory(case, "fastrnn") >= saved_gates
+
+
+def test_pytest_benchmark_cases_run() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks",
+        "--benchmark-disable",
+        "-q",
+        "-k",
+        "T28",
+    ]
+    subprocess.run(command, check=True, cwd=ROOT)
