@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     case.add_argument("--device", default="cpu")
     how = parser.add_argument_group("measuring")
     how.add_argument(
-        "--budget", type=float, default=4.0, help="seconds of timing for a case, about"
+        "--budget", type=float, default=2.0, help="seconds of timing for a case, about"
     )
     how.add_argument("--rounds", type=int, default=3, help="at least, whatever they cost")
     how.add_argument("--threads", type=int, help="torch.set_num_threads")

@@ -34,7 +34,7 @@ PEERS: dict[str, ModuleType] = {"torch": nn, "fastrnn": fastrnn}
 class Effort:
     """How long a case may take: about ``budget`` seconds, but at least ``rounds`` rounds."""
 
-    budget: float = 4.0
+    budget: float = 2.0
     rounds: int = 3
 
 
