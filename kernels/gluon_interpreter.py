@@ -15,7 +15,8 @@ from triton.experimental.gluon import language
 
 
 class _Shared:
-    def __init__(self) -> None:
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
         self.value: Any = None
 
     def store(self, value: Any) -> None:
@@ -45,7 +46,7 @@ class Language:
 
     def allocate_shared_memory(self, element_ty: Any, shape: list[int], layout: Any) -> _Shared:
         """A variable with `store` and `load`."""
-        return _Shared()
+        return _Shared(element_ty)
 
 
 def jit(*args: Any, **kwargs: Any) -> Any:

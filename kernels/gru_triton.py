@@ -11,7 +11,8 @@ backward, from dh (of y and of the next step):
     dh' = dh z + W^T [dr dz dm]
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: RUF005 (Triton compiles no starred tuples)
 from __future__ import annotations
 
 import torch
@@ -27,12 +28,14 @@ from .rnn_triton import (
     gl,
     gluon,
     input_columns,
+    input_pointers,
     load_all,
-    next_row,
+    load_input,
     partial,
     project,
     put,
     row,
+    row_after_two,
     sequences,
     sigmoid,
     tanh,
@@ -41,6 +44,31 @@ from .rnn_triton import (
     units,
     weight,
 )
+
+
+@gluon.jit
+def _forward_step(
+    a, b_n, h, w, shared, y, gates, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """One step at time t, row r; `a` is the input's share of the gates. Returns h."""
+    E: tl.constexpr = y.dtype.element_ty
+    put(shared, h, P)
+    hs = shared.load(P.operand)
+    reset = sigmoid(total(partial(w[0], hs, P), P) + a[0], P)
+    m = total(partial(w[2], hs, P), P) + b_n
+    z = sigmoid(total(partial(w[1], hs, P), P) + a[1], P)
+    n = tanh(a[2] + reset * m, P)
+    h_new = n + z * (h - n)
+    now = active(t, length, lengths)
+    mask = now & real
+    gl.store(y + r * H, h_new.to(E), mask=mask)
+    if gates is not None:
+        at = gates + r * (4 * H)
+        gl.store(at, reset.to(E), mask=mask)
+        gl.store(at + H, z.to(E), mask=mask)
+        gl.store(at + 2 * H, n.to(E), mask=mask)
+        gl.store(at + 3 * H, m.to(E), mask=mask)
+    return h_new if lengths is None else gl.where(now, h_new, h)
 
 
 @gluon.jit(**DYNAMIC)
@@ -54,10 +82,11 @@ def gru_forward_kernel(
     y,  # [N, H]
     h_n,  # [B, H]
     gates,  # [N, 4H]: r, z, n, m; or None
-    offsets,  # int64 [T + 4] or None
+    offsets,  # int64 [T + 8] or None
     lengths,  # int32 [B] or None
     T,
     B,
+    skew,  # 0
     IN: tl.constexpr,
     H: tl.constexpr,
     P: tl.constexpr,
@@ -65,68 +94,120 @@ def gru_forward_kernel(
 ):
     """Run `P.rows` sequences a program, first step to last (REVERSE: last to first)."""
     E: tl.constexpr = y.dtype.element_ty
-    b, length, steps = sequences(lengths, T, B, P)
-    j = gl.arange(0, P.units, gl.SliceLayout(1, P.state))
-    real = (j < H)[:, None]
-    b = b.to(gl.int64)[None, :]
-    length = length[None, :]
-    state = b * H + j[:, None]
-    gate = b * (4 * H) + j[:, None]
-    mask = real & (length > 0)
-
-    w_r = weight(w_hh, H, H, 1, P)
-    w_z = weight(w_hh + H * H, H, H, 1, P)
-    w_n = weight(w_hh + 2 * H * H, H, H, 1, P)
+    b, j, length, steps = sequences(lengths, T, B, P)
+    real = j < H
+    state = b * H + j
+    w = (
+        weight(w_hh, H, H, 1, P),
+        weight(w_hh + H * H, H, H, 1, P),
+        weight(w_hh + 2 * H * H, H, H, 1, P),
+    )
     columns = input_columns(w_ih, 3, IN, H, P)
     if b_ih is None:
-        zero = units(None, 1, H, P)
-        bias = (zero, zero, zero)
-        b_n = zero
+        b_n = units(None, 1, H, P)
+        bias = (b_n, b_n, b_n)
     else:
         b_r = units(b_ih, 1, H, P) + units(b_hh, 1, H, P)
         b_z = units(b_ih + H, 1, H, P) + units(b_hh + H, 1, H, P)
-        bias = (b_r, b_z, units(b_ih + 2 * H, 1, H, P))
         b_n = units(b_hh + 2 * H, 1, H, P)
-
+        bias = (b_r, b_z, units(b_ih + 2 * H, 1, H, P))
+    mask = real & (length > 0)
     h = gl.load(h0 + state, mask=mask, other=0.0).to(gl.float32)
-    shared = buffer(y, P)
-    C: tl.constexpr = IN if IN else 3
-    S: tl.constexpr = 1 if IN else H
-    W: tl.constexpr = IN if IN else 3 * H
-    xcol = b * IN if IN else b * (3 * H) + j[:, None]
+    shared0 = buffer(E, P)
+    shared1 = buffer(E, P)
+    x = input_pointers(x, b, j, skew, 3, IN, H)
+    y += state
+    if gates is not None:
+        gates += b * (4 * H) + j
+
+    # Two steps a turn: each has its own shared memory, so that one barrier a step is enough, and its
+    # own registers for early loads, which would be waited for if they were handed on.
     t0 = time(0, steps, REVERSE)
     t1 = time(1, steps, REVERSE)
     r0 = row(offsets, t0, B)
-    r1 = next_row(offsets, r0, t1, B, REVERSE)
-    x0 = load_all(x + r0 * W, xcol, ahead(t0, length) & real, C, S)
-    x1 = load_all(x + r1 * W, xcol, ahead(t1, length) & real, C, S)
-    for step in range(steps):
+    r1 = row(offsets, t1, B)
+    r2 = row(offsets, time(2, steps, REVERSE), B)
+    r3 = row(offsets, time(3, steps, REVERSE), B)
+    x0 = load_input(x, r0, t0, real, length, 3, IN, H)
+    x1 = load_input(x, r1, t1, real, length, 3, IN, H)
+    for step in range(0, steps - 1, 2):
         t = time(step, steps, REVERSE)
-        t2 = time(step + 2, steps, REVERSE)
-        r2 = next_row(offsets, r1, t2, B, REVERSE)
-        x2 = load_all(x + r2 * W, xcol, ahead(t2, length) & real, C, S)
-        put(shared, h, y, P)
-        hs = shared.load(P.operand)
-        r = sigmoid(total(partial(w_r, hs, P), P) + project(x0, columns, bias, 0, IN), P)
-        m = total(partial(w_n, hs, P), P) + b_n
-        z = sigmoid(total(partial(w_z, hs, P), P) + project(x0, columns, bias, 1, IN), P)
-        n = tanh(project(x0, columns, bias, 2, IN) + r * m, P)
-        h_new = n + z * (h - n)
-        now = active(t, length, lengths)
-        out = now & real
-        gl.store(y + r0 * H + state, h_new.to(E), mask=out)
-        if gates is not None:
-            at = gates + r0 * (4 * H) + gate
-            gl.store(at, r.to(E), mask=out)
-            gl.store(at + H, z.to(E), mask=out)
-            gl.store(at + 2 * H, n.to(E), mask=out)
-            gl.store(at + 3 * H, m.to(E), mask=out)
-        h = h_new if lengths is None else gl.where(now, h_new, h)
-        x0 = x1
-        x1 = x2
-        r0 = r1
-        r1 = r2
+        a = project(x0, columns, bias, 3, IN)
+        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 3, IN, H)
+        h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
+        r0 = r2
+        r2 = row_after_two(offsets, r2, time(step + 4, steps, REVERSE), B, REVERSE)
+        t = time(step + 1, steps, REVERSE)
+        a = project(x1, columns, bias, 3, IN)
+        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 3, IN, H)
+        h = _forward_step(a, b_n, h, w, shared1, y, gates, r1, t, real, length, lengths, H, P)
+        r1 = r3
+        r3 = row_after_two(offsets, r3, time(step + 5, steps, REVERSE), B, REVERSE)
+    if steps % 2 == 1:
+        t = time(steps - 1, steps, REVERSE)
+        a = project(x0, columns, bias, 3, IN)
+        h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
     gl.store(h_n + state, h.to(E), mask=mask)
+
+
+@gluon.jit
+def _load_saved(
+    gates, dy, y, h0, r, r_before, t, t_before, real, length, H: tl.constexpr
+):  # fmt: skip
+    """What the backward step at time t, row r, reads: r, z, n, m, dy, and h before it."""
+    mask = ahead(t, length) & real
+    before = gl.where(ahead(t_before, length), y + r_before * H, h0)
+    return load_all(gates + r * (4 * H), mask, 4, H) + (
+        gl.load(dy + r * H, mask=mask, other=0.0),
+        gl.load(before, mask=mask, other=0.0),
+    )
+
+
+@gluon.jit
+def _factors(saved):
+    """The part of a backward step that does not wait for the step before it.
+
+    Returns dn, dz per dh, dr, dm per dn, z and dy.
+    """
+    reset = saved[0].to(gl.float32)
+    z = saved[1].to(gl.float32)
+    n = saved[2].to(gl.float32)
+    return (
+        (1.0 - z) * (1.0 - n * n),
+        (saved[5].to(gl.float32) - n) * z * (1.0 - z),
+        saved[3].to(gl.float32) * reset * (1.0 - reset),
+        reset,
+        z,
+        saved[4].to(gl.float32),
+    )
+
+
+@gluon.jit
+def _backward_step(
+    k, dh, w, shared, dgates, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """One step back from time t, row r, with its factors k. Returns dh."""
+    E: tl.constexpr = dgates.dtype.element_ty
+    dh_t = dh + k[5]
+    dn = dh_t * k[0]
+    dz = dh_t * k[1]
+    dr = dn * k[2]
+    dm = dn * k[3]
+    put(shared[0], dr, P)
+    put(shared[1], dz, P)
+    put(shared[2], dm, P)
+    now = active(t, length, lengths)
+    mask = now & real
+    at = dgates + r * (4 * H)
+    gl.store(at, dn.to(E), mask=mask)
+    gl.store(at + H, dr.to(E), mask=mask)
+    gl.store(at + 2 * H, dz.to(E), mask=mask)
+    gl.store(at + 3 * H, dm.to(E), mask=mask)
+    # Three sums, so that three products are under way at once.
+    dh_rz = partial(w[0], shared[0].load(P.operand), P) + partial(w[1], shared[1].load(P.operand), P)
+    dh_n = partial(w[2], shared[2].load(P.operand), P)
+    dh_new = dh_t * k[4] + total(dh_rz + dh_n, P)
+    return dh_new if lengths is None else gl.where(now, dh_new, dh)
 
 
 @gluon.jit(**DYNAMIC)
@@ -139,7 +220,7 @@ def gru_backward_kernel(
     gates,  # [N, 4H]
     dgates,  # [N, 4H]: dn, dr, dz, dm, so that the recurrent half's three are neighbours
     dh0,  # [B, H]
-    offsets,  # int64 [T + 4] or None
+    offsets,  # int64 [T + 8] or None
     lengths,  # int32 [B] or None
     T,
     B,
@@ -150,73 +231,55 @@ def gru_backward_kernel(
     """Write `dgates` and the initial state's gradient, walking against the forward's way."""
     E: tl.constexpr = dgates.dtype.element_ty
     BACKWARDS: tl.constexpr = not REVERSE
-    b, length, steps = sequences(lengths, T, B, P)
-    j = gl.arange(0, P.units, gl.SliceLayout(1, P.state))
-    real = (j < H)[:, None]
-    b = b.to(gl.int64)[None, :]
-    length = length[None, :]
-    state = b * H + j[:, None]
-    gate = b * (4 * H) + j[:, None]
+    b, j, length, steps = sequences(lengths, T, B, P)
+    real = j < H
+    state = b * H + j
+    w = (
+        weight(w_hh, H, 1, H, P),
+        weight(w_hh + H * H, H, 1, H, P),
+        weight(w_hh + 2 * H * H, H, 1, H, P),
+    )
     mask = real & (length > 0)
-
-    w_r = weight(w_hh, H, 1, H, P)
-    w_z = weight(w_hh + H * H, H, 1, H, P)
-    w_n = weight(w_hh + 2 * H * H, H, 1, H, P)
     dh = gl.load(dh_n + state, mask=mask, other=0.0).to(gl.float32)
-    first = gl.load(h0 + state, mask=mask, other=0.0).to(gl.float32)
-    s_r = buffer(dgates, P)
-    s_z = buffer(dgates, P)
-    s_m = buffer(dgates, P)
+    shared0 = (buffer(E, P), buffer(E, P), buffer(E, P))
+    shared1 = (buffer(E, P), buffer(E, P), buffer(E, P))
+    gates += b * (4 * H) + j
+    dgates += b * (4 * H) + j
+    dy += state
+    y += state
+    h0 += state
+
     t0 = time(0, steps, BACKWARDS)
     t1 = time(1, steps, BACKWARDS)
+    t2 = time(2, steps, BACKWARDS)
     r0 = row(offsets, t0, B)
-    r1 = next_row(offsets, r0, t1, B, BACKWARDS)
-    m0 = ahead(t0, length) & real
-    m1 = ahead(t1, length) & real
-    g0 = load_all(gates + r0 * (4 * H), gate, m0, 4, H)
-    g1 = load_all(gates + r1 * (4 * H), gate, m1, 4, H)
-    d0 = gl.load(dy + r0 * H + state, mask=m0, other=0.0)
-    d1 = gl.load(dy + r1 * H + state, mask=m1, other=0.0)
-    y1 = gl.load(y + r1 * H + state, mask=m1, other=0.0)
-    for step in range(steps):
-        t = time(step, steps, BACKWARDS)
+    r1 = row(offsets, t1, B)
+    r2 = row(offsets, t2, B)
+    r3 = row(offsets, time(3, steps, BACKWARDS), B)
+    r4 = row(offsets, time(4, steps, BACKWARDS), B)
+    s0 = _load_saved(gates, dy, y, h0, r0, r1, t0, t1, real, length, H)
+    s1 = _load_saved(gates, dy, y, h0, r1, r2, t1, t2, real, length, H)
+    for step in range(0, steps - 1, 2):
         t2 = time(step + 2, steps, BACKWARDS)
-        r2 = next_row(offsets, r1, t2, B, BACKWARDS)
-        m2 = ahead(t2, length) & real
-        g2 = load_all(gates + r2 * (4 * H), gate, m2, 4, H)
-        d2 = gl.load(dy + r2 * H + state, mask=m2, other=0.0)
-        y2 = gl.load(y + r2 * H + state, mask=m2, other=0.0)
-        r = g0[0].to(gl.float32)
-        z = g0[1].to(gl.float32)
-        n = g0[2].to(gl.float32)
-        m = g0[3].to(gl.float32)
-        before = gl.where(ahead(time(step + 1, steps, BACKWARDS), length), y1.to(gl.float32), first)
-        dh_t = dh + d0.to(gl.float32)
-        dn = dh_t * ((1.0 - z) * (1.0 - n * n))
-        dz = dh_t * ((before - n) * z * (1.0 - z))
-        dr = dn * (m * r * (1.0 - r))
-        dm = dn * r
-        put(s_r, dr, dgates, P)
-        put(s_z, dz, dgates, P)
-        put(s_m, dm, dgates, P)
-        now = active(t, length, lengths)
-        out = now & real
-        at = dgates + r0 * (4 * H) + gate
-        gl.store(at, dn.to(E), mask=out)
-        gl.store(at + H, dr.to(E), mask=out)
-        gl.store(at + 2 * H, dz.to(E), mask=out)
-        gl.store(at + 3 * H, dm.to(E), mask=out)
-        # Three sums, so that three products are under way at once.
-        dh_rz = partial(w_r, s_r.load(P.operand), P) + partial(w_z, s_z.load(P.operand), P)
-        dh_new = dh_t * z + total(dh_rz + partial(w_n, s_m.load(P.operand), P), P)
-        dh = dh_new if lengths is None else gl.where(now, dh_new, dh)
-        g0 = g1
-        g1 = g2
-        d0 = d1
-        d1 = d2
-        y1 = y2
-        r0 = r1
-        r1 = r2
+        t3 = time(step + 3, steps, BACKWARDS)
+        t4 = time(step + 4, steps, BACKWARDS)
+        k = _factors(s0)
+        s0 = _load_saved(gates, dy, y, h0, r2, r3, t2, t3, real, length, H)
+        t = time(step, steps, BACKWARDS)
+        dh = _backward_step(k, dh, w, shared0, dgates, r0, t, real, length, lengths, H, P)
+        k = _factors(s1)
+        s1 = _load_saved(gates, dy, y, h0, r3, r4, t3, t4, real, length, H)
+        t = time(step + 1, steps, BACKWARDS)
+        dh = _backward_step(k, dh, w, shared1, dgates, r1, t, real, length, lengths, H, P)
+        r0 = r2
+        r1 = r3
+        r2 = r4
+        r3 = row_after_two(offsets, r1, time(step + 5, steps, BACKWARDS), B, BACKWARDS)
+        r4 = row_after_two(offsets, r2, time(step + 6, steps, BACKWARDS), B, BACKWARDS)
+    if steps % 2 == 1:
+        k = _factors(s0)
+        t = time(steps - 1, steps, BACKWARDS)
+        dh = _backward_step(k, dh, w, shared0, dgates, r0, t, real, length, lengths, H, P)
     gl.store(dh0 + state, dh.to(E), mask=mask)
 
 
@@ -246,7 +309,7 @@ def gru_forward(
     launch(
         gru_forward_kernel, spread, batch, x.device,
         x, w_ih, w_hh, b_ih, b_hh, h0, y, h_n, gates if save else None, rows.offsets, rows.lengths,
-        rows.steps, batch, i, h, spread, reverse,
+        rows.steps, batch, 0, i, h, spread, reverse,
     )  # fmt: skip
     return y, h_n, gates
 

@@ -29,12 +29,14 @@ from .rnn_triton import (
     gl,
     gluon,
     input_columns,
+    input_pointers,
     load_all,
-    next_row,
+    load_input,
     partial,
     project,
     put,
     row,
+    row_after_two,
     sequences,
     sigmoid,
     tanh,
@@ -43,6 +45,36 @@ from .rnn_triton import (
     units,
     weight,
 )
+
+
+@gluon.jit
+def _forward_step(
+    a, h, c, w, shared, y, gates, cells, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """One step at time t, row r; `a` is the input's share of the gates. Returns h and c."""
+    E: tl.constexpr = y.dtype.element_ty
+    put(shared, h, P)
+    hs = shared.load(P.operand)
+    i = sigmoid(total(partial(w[0], hs, P), P) + a[0], P)
+    f = sigmoid(total(partial(w[1], hs, P), P) + a[1], P)
+    g = tanh(total(partial(w[2], hs, P), P) + a[2], P)
+    o = sigmoid(total(partial(w[3], hs, P), P) + a[3], P)
+    c_new = f * c + i * g
+    h_new = o * tanh(c_new, P)
+    now = active(t, length, lengths)
+    mask = now & real
+    gl.store(y + r * H, h_new.to(E), mask=mask)
+    if gates is not None:
+        gl.store(cells + r * H, c_new.to(E), mask=mask)
+        at = gates + r * (4 * H)
+        gl.store(at, i.to(E), mask=mask)
+        gl.store(at + H, f.to(E), mask=mask)
+        gl.store(at + 2 * H, g.to(E), mask=mask)
+        gl.store(at + 3 * H, o.to(E), mask=mask)
+    if lengths is None:
+        return h_new, c_new
+    else:
+        return gl.where(now, h_new, h), gl.where(now, c_new, c)
 
 
 @gluon.jit(**DYNAMIC)
@@ -59,10 +91,11 @@ def lstm_forward_kernel(
     c_n,  # [B, H]
     gates,  # [N, 4H] or None
     cells,  # [N, H], with gates
-    offsets,  # int64 [T + 4] or None
+    offsets,  # int64 [T + 8] or None
     lengths,  # int32 [B] or None
     T,
     B,
+    skew,  # 0
     IN: tl.constexpr,
     H: tl.constexpr,
     P: tl.constexpr,
@@ -70,19 +103,15 @@ def lstm_forward_kernel(
 ):
     """Run `P.rows` sequences a program, first step to last (REVERSE: last to first)."""
     E: tl.constexpr = y.dtype.element_ty
-    b, length, steps = sequences(lengths, T, B, P)
-    j = gl.arange(0, P.units, gl.SliceLayout(1, P.state))
-    real = (j < H)[:, None]
-    b = b.to(gl.int64)[None, :]
-    length = length[None, :]
-    state = b * H + j[:, None]
-    gate = b * (4 * H) + j[:, None]
-    mask = real & (length > 0)
-
-    w_i = weight(w_hh, H, H, 1, P)
-    w_f = weight(w_hh + H * H, H, H, 1, P)
-    w_g = weight(w_hh + 2 * H * H, H, H, 1, P)
-    w_o = weight(w_hh + 3 * H * H, H, H, 1, P)
+    b, j, length, steps = sequences(lengths, T, B, P)
+    real = j < H
+    state = b * H + j
+    w = (
+        weight(w_hh, H, H, 1, P),
+        weight(w_hh + H * H, H, H, 1, P),
+        weight(w_hh + 2 * H * H, H, H, 1, P),
+        weight(w_hh + 3 * H * H, H, H, 1, P),
+    )
     columns = input_columns(w_ih, 4, IN, H, P)
     bias = ()
     for k in gl.static_range(4):
@@ -90,51 +119,122 @@ def lstm_forward_kernel(
             bias = bias + (units(None, 1, H, P),)
         else:
             bias = bias + (units(b_ih + k * H, 1, H, P) + units(b_hh + k * H, 1, H, P),)
-
+    mask = real & (length > 0)
     h = gl.load(h0 + state, mask=mask, other=0.0).to(gl.float32)
     c = gl.load(c0 + state, mask=mask, other=0.0).to(gl.float32)
-    shared = buffer(y, P)
-    C: tl.constexpr = IN if IN else 4
-    S: tl.constexpr = 1 if IN else H
-    W: tl.constexpr = IN if IN else 4 * H
-    xcol = b * IN if IN else gate
+    shared0 = buffer(E, P)
+    shared1 = buffer(E, P)
+    x = input_pointers(x, b, j, skew, 4, IN, H)
+    y += state
+    if gates is not None:
+        gates += b * (4 * H) + j
+        cells += state
+
+    # Two steps a turn: each has its own shared memory, so that one barrier a step is enough, and its
+    # own registers for early loads, which would be waited for if they were handed on.
     t0 = time(0, steps, REVERSE)
     t1 = time(1, steps, REVERSE)
     r0 = row(offsets, t0, B)
-    r1 = next_row(offsets, r0, t1, B, REVERSE)
-    x0 = load_all(x + r0 * W, xcol, ahead(t0, length) & real, C, S)
-    x1 = load_all(x + r1 * W, xcol, ahead(t1, length) & real, C, S)
-    for step in range(steps):
+    r1 = row(offsets, t1, B)
+    r2 = row(offsets, time(2, steps, REVERSE), B)
+    r3 = row(offsets, time(3, steps, REVERSE), B)
+    x0 = load_input(x, r0, t0, real, length, 4, IN, H)
+    x1 = load_input(x, r1, t1, real, length, 4, IN, H)
+    for step in range(0, steps - 1, 2):
         t = time(step, steps, REVERSE)
-        t2 = time(step + 2, steps, REVERSE)
-        r2 = next_row(offsets, r1, t2, B, REVERSE)
-        x2 = load_all(x + r2 * W, xcol, ahead(t2, length) & real, C, S)
-        put(shared, h, y, P)
-        hs = shared.load(P.operand)
-        i = sigmoid(total(partial(w_i, hs, P), P) + project(x0, columns, bias, 0, IN), P)
-        f = sigmoid(total(partial(w_f, hs, P), P) + project(x0, columns, bias, 1, IN), P)
-        g = tanh(total(partial(w_g, hs, P), P) + project(x0, columns, bias, 2, IN), P)
-        o = sigmoid(total(partial(w_o, hs, P), P) + project(x0, columns, bias, 3, IN), P)
-        c_new = f * c + i * g
-        h_new = o * tanh(c_new, P)
-        now = active(t, length, lengths)
-        out = now & real
-        gl.store(y + r0 * H + state, h_new.to(E), mask=out)
-        if gates is not None:
-            at = gates + r0 * (4 * H) + gate
-            gl.store(at, i.to(E), mask=out)
-            gl.store(at + H, f.to(E), mask=out)
-            gl.store(at + 2 * H, g.to(E), mask=out)
-            gl.store(at + 3 * H, o.to(E), mask=out)
-            gl.store(cells + r0 * H + state, c_new.to(E), mask=out)
-        c = c_new if lengths is None else gl.where(now, c_new, c)
-        h = h_new if lengths is None else gl.where(now, h_new, h)
-        x0 = x1
-        x1 = x2
-        r0 = r1
-        r1 = r2
+        a = project(x0, columns, bias, 4, IN)
+        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 4, IN, H)
+        h, c = _forward_step(
+            a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
+        )  # fmt: skip
+        r0 = r2
+        r2 = row_after_two(offsets, r2, time(step + 4, steps, REVERSE), B, REVERSE)
+        t = time(step + 1, steps, REVERSE)
+        a = project(x1, columns, bias, 4, IN)
+        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 4, IN, H)
+        h, c = _forward_step(
+            a, h, c, w, shared1, y, gates, cells, r1, t, real, length, lengths, H, P
+        )  # fmt: skip
+        r1 = r3
+        r3 = row_after_two(offsets, r3, time(step + 5, steps, REVERSE), B, REVERSE)
+    if steps % 2 == 1:
+        t = time(steps - 1, steps, REVERSE)
+        a = project(x0, columns, bias, 4, IN)
+        h, c = _forward_step(
+            a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
+        )  # fmt: skip
     gl.store(h_n + state, h.to(E), mask=mask)
     gl.store(c_n + state, c.to(E), mask=mask)
+
+
+@gluon.jit
+def _load_saved(
+    gates, dy, cells, c0, r, r_before, t, t_before, real, length, H: tl.constexpr
+):  # fmt: skip
+    """What the backward step at time t, row r, reads: i, f, g, o, dy, c, and c before it."""
+    mask = ahead(t, length) & real
+    before = gl.where(ahead(t_before, length), cells + r_before * H, c0)
+    return load_all(gates + r * (4 * H), mask, 4, H) + (
+        gl.load(dy + r * H, mask=mask, other=0.0),
+        gl.load(cells + r * H, mask=mask, other=0.0),
+        gl.load(before, mask=mask, other=0.0),
+    )
+
+
+@gluon.jit
+def _factors(saved, P: tl.constexpr):
+    """The part of a backward step that does not wait for the step before it.
+
+    Returns dc per dh, di, df, dg per dc, do per dh, f and dy.
+    """
+    i = saved[0].to(gl.float32)
+    f = saved[1].to(gl.float32)
+    g = saved[2].to(gl.float32)
+    o = saved[3].to(gl.float32)
+    tc = tanh(saved[5].to(gl.float32), P)
+    return (
+        o * (1.0 - tc * tc),
+        g * i * (1.0 - i),
+        saved[6].to(gl.float32) * f * (1.0 - f),
+        i * (1.0 - g * g),
+        tc * o * (1.0 - o),
+        f,
+        saved[4].to(gl.float32),
+    )
+
+
+@gluon.jit
+def _backward_step(
+    k, dh, dc, w, shared, dgates, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """One step back from time t, row r, with its factors k. Returns dh and dc."""
+    E: tl.constexpr = dgates.dtype.element_ty
+    dh_t = dh + k[6]
+    dc_t = dc + dh_t * k[0]
+    di = dc_t * k[1]
+    df = dc_t * k[2]
+    dg = dc_t * k[3]
+    do = dh_t * k[4]
+    put(shared[0], di, P)
+    put(shared[1], df, P)
+    put(shared[2], dg, P)
+    put(shared[3], do, P)
+    now = active(t, length, lengths)
+    mask = now & real
+    at = dgates + r * (4 * H)
+    gl.store(at, di.to(E), mask=mask)
+    gl.store(at + H, df.to(E), mask=mask)
+    gl.store(at + 2 * H, dg.to(E), mask=mask)
+    gl.store(at + 3 * H, do.to(E), mask=mask)
+    # Four sums, so that four products are under way at once.
+    dh_if = partial(w[0], shared[0].load(P.operand), P) + partial(w[1], shared[1].load(P.operand), P)
+    dh_go = partial(w[2], shared[2].load(P.operand), P) + partial(w[3], shared[3].load(P.operand), P)
+    dh_new = total(dh_if + dh_go, P)
+    dc_new = dc_t * k[5]
+    if lengths is None:
+        return dh_new, dc_new
+    else:
+        return gl.where(now, dh_new, dh), gl.where(now, dc_new, dc)
 
 
 @gluon.jit(**DYNAMIC)
@@ -149,7 +249,7 @@ def lstm_backward_kernel(
     dgates,  # [N, 4H]: gradients before the activations
     dh0,  # [B, H]
     dc0,  # [B, H]
-    offsets,  # int64 [T + 4] or None
+    offsets,  # int64 [T + 8] or None
     lengths,  # int32 [B] or None
     T,
     B,
@@ -160,84 +260,66 @@ def lstm_backward_kernel(
     """Write `dgates` and the initial state's gradient, walking against the forward's way."""
     E: tl.constexpr = dgates.dtype.element_ty
     BACKWARDS: tl.constexpr = not REVERSE
-    b, length, steps = sequences(lengths, T, B, P)
-    j = gl.arange(0, P.units, gl.SliceLayout(1, P.state))
-    real = (j < H)[:, None]
-    b = b.to(gl.int64)[None, :]
-    length = length[None, :]
-    state = b * H + j[:, None]
-    gate = b * (4 * H) + j[:, None]
+    # Registers for two steps' early loads, except beside 128 units' weights.
+    DEEP: tl.constexpr = P.split > 0 or P.units < 128
+    b, j, length, steps = sequences(lengths, T, B, P)
+    real = j < H
+    state = b * H + j
+    w = (
+        weight(w_hh, H, 1, H, P),
+        weight(w_hh + H * H, H, 1, H, P),
+        weight(w_hh + 2 * H * H, H, 1, H, P),
+        weight(w_hh + 3 * H * H, H, 1, H, P),
+    )
     mask = real & (length > 0)
-
-    w_i = weight(w_hh, H, 1, H, P)
-    w_f = weight(w_hh + H * H, H, 1, H, P)
-    w_g = weight(w_hh + 2 * H * H, H, 1, H, P)
-    w_o = weight(w_hh + 3 * H * H, H, 1, H, P)
     dh = gl.load(dh_n + state, mask=mask, other=0.0).to(gl.float32)
     dc = gl.load(dc_n + state, mask=mask, other=0.0).to(gl.float32)
-    first = gl.load(c0 + state, mask=mask, other=0.0).to(gl.float32)
-    s_i = buffer(dgates, P)
-    s_f = buffer(dgates, P)
-    s_g = buffer(dgates, P)
-    s_o = buffer(dgates, P)
+    shared0 = (buffer(E, P), buffer(E, P), buffer(E, P), buffer(E, P))
+    shared1 = (buffer(E, P), buffer(E, P), buffer(E, P), buffer(E, P))
+    gates += b * (4 * H) + j
+    dgates += b * (4 * H) + j
+    dy += state
+    cells += state
+    c0 += state
+
     t0 = time(0, steps, BACKWARDS)
     t1 = time(1, steps, BACKWARDS)
+    t2 = time(2, steps, BACKWARDS)
     r0 = row(offsets, t0, B)
-    r1 = next_row(offsets, r0, t1, B, BACKWARDS)
-    m0 = ahead(t0, length) & real
-    m1 = ahead(t1, length) & real
-    g0 = load_all(gates + r0 * (4 * H), gate, m0, 4, H)
-    g1 = load_all(gates + r1 * (4 * H), gate, m1, 4, H)
-    d0 = gl.load(dy + r0 * H + state, mask=m0, other=0.0)
-    d1 = gl.load(dy + r1 * H + state, mask=m1, other=0.0)
-    c0 = gl.load(cells + r0 * H + state, mask=m0, other=0.0)
-    c1 = gl.load(cells + r1 * H + state, mask=m1, other=0.0)
-    for step in range(steps):
-        t = time(step, steps, BACKWARDS)
+    r1 = row(offsets, t1, B)
+    r2 = row(offsets, t2, B)
+    r3 = row(offsets, time(3, steps, BACKWARDS), B)
+    r4 = row(offsets, time(4, steps, BACKWARDS), B)
+    s0 = _load_saved(gates, dy, cells, c0, r0, r1, t0, t1, real, length, H)
+    s1 = _load_saved(gates, dy, cells, c0, r1, r2, t1, t2, real, length, H)
+    for step in range(0, steps - 1, 2):
         t2 = time(step + 2, steps, BACKWARDS)
-        r2 = next_row(offsets, r1, t2, B, BACKWARDS)
-        m2 = ahead(t2, length) & real
-        g2 = load_all(gates + r2 * (4 * H), gate, m2, 4, H)
-        d2 = gl.load(dy + r2 * H + state, mask=m2, other=0.0)
-        c2 = gl.load(cells + r2 * H + state, mask=m2, other=0.0)
-        i = g0[0].to(gl.float32)
-        f = g0[1].to(gl.float32)
-        g = g0[2].to(gl.float32)
-        o = g0[3].to(gl.float32)
-        before = gl.where(ahead(time(step + 1, steps, BACKWARDS), length), c1.to(gl.float32), first)
-        tc = tanh(c0.to(gl.float32), P)
-        dh_t = dh + d0.to(gl.float32)
-        dc_t = dc + dh_t * (o * (1.0 - tc * tc))
-        di = dc_t * (g * i * (1.0 - i))
-        df = dc_t * (before * f * (1.0 - f))
-        dg = dc_t * (i * (1.0 - g * g))
-        do = dh_t * (tc * o * (1.0 - o))
-        put(s_i, di, dgates, P)
-        put(s_f, df, dgates, P)
-        put(s_g, dg, dgates, P)
-        put(s_o, do, dgates, P)
-        now = active(t, length, lengths)
-        out = now & real
-        at = dgates + r0 * (4 * H) + gate
-        gl.store(at, di.to(E), mask=out)
-        gl.store(at + H, df.to(E), mask=out)
-        gl.store(at + 2 * H, dg.to(E), mask=out)
-        gl.store(at + 3 * H, do.to(E), mask=out)
-        # Four sums, so that four products are under way at once.
-        dh_if = partial(w_i, s_i.load(P.operand), P) + partial(w_f, s_f.load(P.operand), P)
-        dh_go = partial(w_g, s_g.load(P.operand), P) + partial(w_o, s_o.load(P.operand), P)
-        dh_new = total(dh_if + dh_go, P)
-        dc_new = dc_t * f
-        dh = dh_new if lengths is None else gl.where(now, dh_new, dh)
-        dc = dc_new if lengths is None else gl.where(now, dc_new, dc)
-        g0 = g1
-        g1 = g2
-        d0 = d1
-        d1 = d2
-        c0 = c1
-        c1 = c2
-        r0 = r1
-        r1 = r2
+        t3 = time(step + 3, steps, BACKWARDS)
+        t4 = time(step + 4, steps, BACKWARDS)
+        k = _factors(s0, P)
+        if DEEP:
+            s0 = _load_saved(gates, dy, cells, c0, r2, r3, t2, t3, real, length, H)
+        else:
+            t1 = time(step + 1, steps, BACKWARDS)
+            s1 = _load_saved(gates, dy, cells, c0, r1, r2, t1, t2, real, length, H)
+        t = time(step, steps, BACKWARDS)
+        dh, dc = _backward_step(k, dh, dc, w, shared0, dgates, r0, t, real, length, lengths, H, P)
+        k = _factors(s1, P)
+        if DEEP:
+            s1 = _load_saved(gates, dy, cells, c0, r3, r4, t3, t4, real, length, H)
+        else:
+            s0 = _load_saved(gates, dy, cells, c0, r2, r3, t2, t3, real, length, H)
+        t = time(step + 1, steps, BACKWARDS)
+        dh, dc = _backward_step(k, dh, dc, w, shared1, dgates, r1, t, real, length, lengths, H, P)
+        r0 = r2
+        r1 = r3
+        r2 = r4
+        r3 = row_after_two(offsets, r1, time(step + 5, steps, BACKWARDS), B, BACKWARDS)
+        r4 = row_after_two(offsets, r2, time(step + 6, steps, BACKWARDS), B, BACKWARDS)
+    if steps % 2 == 1:
+        k = _factors(s0, P)
+        t = time(steps - 1, steps, BACKWARDS)
+        dh, dc = _backward_step(k, dh, dc, w, shared0, dgates, r0, t, real, length, lengths, H, P)
     gl.store(dh0 + state, dh.to(E), mask=mask)
     gl.store(dc0 + state, dc.to(E), mask=mask)
 
@@ -274,7 +356,7 @@ def lstm_forward(
     launch(
         lstm_forward_kernel, spread, batch, x.device,
         x, w_ih, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, *saved, rows.offsets, rows.lengths,
-        rows.steps, batch, i, h, spread, reverse,
+        rows.steps, batch, 0, i, h, spread, reverse,
     )  # fmt: skip
     return y, h_n, c_n, gates, cells
 

@@ -82,7 +82,7 @@ class Rows:
     Args:
         steps: T.
         batch: B.
-        offsets: packed: each time's first row, int64 [T + 4] with two more at either end; or None.
+        offsets: packed: each time's first row, int64 [T + 8] with four more at either end; or None.
         lengths: packed: each sequence's steps, int32 [B]; or None.
     """
 
@@ -97,8 +97,8 @@ class Rows:
         if batch_sizes is None:
             return cls(x.shape[0] // max(batch, 1), batch)
         steps = batch_sizes.shape[0]
-        offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (3, 1))
-        offsets[-1] = x.shape[0]
+        offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (5, 3))
+        offsets[-3:] = x.shape[0]
         below = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
         lengths = (steps - below).to(torch.int32)
         offsets = offsets.to(x.device, non_blocking=True)
@@ -114,7 +114,7 @@ class Rows:
                 first, rest, before = dgates[:b], dgates[b:], y[:-b]
             return torch.addmm(first.t() @ h0, rest.t(), before)
         n = y.shape[0]
-        starts = self.offsets[2:-1]  # [T + 1]
+        starts = self.offsets[4:-3]  # [T + 1]
         time = torch.repeat_interleave(starts.diff(), output_size=n)
         b_of_row = torch.arange(n, device=y.device) - starts[time]
         assert self.lengths is not None
@@ -123,7 +123,7 @@ class Rows:
             index = starts[time + 1] + b_of_row
         else:
             inside = time > 0
-            index = self.offsets[1:][time] + b_of_row
+            index = self.offsets[3:][time] + b_of_row
         index = torch.where(inside, index, n + b_of_row)
         return dgates.t() @ torch.cat((y, h0))[index]
 

@@ -43,7 +43,7 @@ gluon, gl, mma_v2 = _gluon()
 
 # Arguments that change from call to call: none of their values may compile a kernel anew.
 DYNAMIC: dict[str, list[str]] = {
-    "do_not_specialize": ["T", "B"],
+    "do_not_specialize": ["T", "B", "skew"],
     "do_not_specialize_on_alignment": [
         *("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0", "y", "h_n", "c_n", "gates", "cells"),
         *("dy", "dh_n", "dc_n", "dgates", "dh0", "dc0", "offsets", "lengths"),
@@ -167,16 +167,15 @@ def weight(w, H: tl.constexpr, UNIT: tl.constexpr, COLUMN: tl.constexpr, P: tl.c
 
 
 @gluon.jit
-def buffer(like, P: tl.constexpr):
-    """Shared memory for one [unit, row]: float32, or what the tensor cores take."""
-    E: tl.constexpr = gl.float32 if P.split else like.dtype.element_ty
-    return gl.allocate_shared_memory(E, [P.units, P.rows], P.shared)
+def buffer(E: tl.constexpr, P: tl.constexpr):
+    """Shared memory for one [unit, row]: in float32, or in what the tensor cores take."""
+    return gl.allocate_shared_memory(gl.float32 if P.split else E, [P.units, P.rows], P.shared)
 
 
 @gluon.jit
-def put(shared, value, like, P: tl.constexpr):
+def put(shared, value, P: tl.constexpr):
     """Store [unit, row] for all threads to read."""
-    shared.store(value if P.split else value.to(like.dtype.element_ty))
+    shared.store(value.to(shared.dtype))
 
 
 @gluon.jit
@@ -227,13 +226,17 @@ def total(parts, P: tl.constexpr):
 
 @gluon.jit
 def sequences(lengths, T, B, P: tl.constexpr):
-    """This program's sequences b [row], their lengths, and how many steps its longest takes."""
+    """Sequences b [1, row], units j [unit, 1], sequences' lengths [1, row], the longest's steps."""
     first = gl.program_id(0) * P.rows
     b = first + gl.arange(0, P.rows, gl.SliceLayout(0, P.state))
+    j = gl.arange(0, P.units, gl.SliceLayout(1, P.state))
     if lengths is None:
-        return b, gl.where(b < B, T, 0), T
+        length = gl.where(b < B, T, 0)
+        steps = T
     else:
-        return b, gl.load(lengths + b, mask=b < B, other=0), gl.load(lengths + first)
+        length = gl.load(lengths + b, mask=b < B, other=0)
+        steps = gl.load(lengths + first)
+    return b.to(gl.int64)[None, :], j[:, None], length[None, :], steps
 
 
 @gluon.jit
@@ -244,17 +247,17 @@ def time(step, steps, BACKWARDS: tl.constexpr):
 
 @gluon.jit
 def row(offsets, t, B):
-    """First row of time t, int64; packed offsets have two more at either end, for early loads."""
-    return B.to(gl.int64) * t if offsets is None else gl.load(offsets + 2 + t)
+    """First row of time t, int64; packed offsets have four more at either end, for early loads."""
+    return B.to(gl.int64) * t if offsets is None else gl.load(offsets + 4 + t)
 
 
 @gluon.jit
-def next_row(offsets, previous, t, B, BACKWARDS: tl.constexpr):
-    """First row of time t, the one that the walk visits after `previous`."""
+def row_after_two(offsets, before, t, B, BACKWARDS: tl.constexpr):
+    """First row of time t, which the walk visits two steps after the one with row `before`."""
     if offsets is None:
-        return previous - B if BACKWARDS else previous + B
+        return before - 2 * B if BACKWARDS else before + 2 * B
     else:
-        return gl.load(offsets + 2 + t)
+        return gl.load(offsets + 4 + t)
 
 
 @gluon.jit
@@ -270,12 +273,32 @@ def ahead(t, length):
 
 
 @gluon.jit
-def load_all(base, columns, mask, COUNT: tl.constexpr, STRIDE: tl.constexpr):
-    """COUNT tensors at base + columns, STRIDE apart; they are used two steps later."""
+def load_all(base, mask, COUNT: tl.constexpr, STRIDE: tl.constexpr):
+    """COUNT tensors, STRIDE elements apart."""
     values = ()
     for k in gl.static_range(COUNT):
-        values = values + (gl.load(base + columns + k * STRIDE, mask=mask, other=0.0),)
+        values = values + (gl.load(base + k * STRIDE, mask=mask, other=0.0),)
     return values
+
+
+@gluon.jit
+def input_pointers(x, b, j, skew, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr):
+    """Where [unit, row] finds its input: features that all units share, or projected gates.
+
+    `skew` is 0, which the compiler does not know: it would see that a program of one sequence loads
+    one number, move it to a uniform register, and wait for it there and then.
+    """
+    return x + (b * IN + j * skew) if IN else x + (b * (GATES * H) + j)
+
+
+@gluon.jit
+def load_input(x, r, t, real, length, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr):
+    """The input of time t at row r: IN features, or GATES projected gates."""
+    mask = ahead(t, length) & real
+    if IN:
+        return load_all(x + r * IN, mask, IN, 1)
+    else:
+        return load_all(x + r * (GATES * H), mask, GATES, H)
 
 
 @gluon.jit
@@ -300,12 +323,15 @@ def input_columns(w_ih, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, 
 
 
 @gluon.jit
-def project(xs, columns, bias, GATE: tl.constexpr, IN: tl.constexpr):
-    """A gate's share of the input: computed here for a narrow input, loaded for a wide one."""
-    value = bias[GATE]
-    if IN:
-        for k in gl.static_range(IN):
-            value = value + columns[GATE * IN + k] * xs[k].to(gl.float32)
-    else:
-        value = value + xs[GATE].to(gl.float32)
-    return value
+def project(xs, columns, bias, GATES: tl.constexpr, IN: tl.constexpr):
+    """Each gate's share of the input: computed here for a narrow input, loaded for a wide one."""
+    values = ()
+    for g in gl.static_range(GATES):
+        value = bias[g]
+        if IN:
+            for k in gl.static_range(IN):
+                value = value + columns[g * IN + k] * xs[k].to(gl.float32)
+        else:
+            value = value + xs[g].to(gl.float32)
+        values = values + (value,)
+    return values
