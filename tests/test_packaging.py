@@ -125,6 +125,14 @@ def test_required_library_without_a_compiler_is_an_error(tmp_path: Path) -> None
     assert "FASTRNN_REQUIRE_NATIVE is set" in done.stderr
 
 
+def test_import_loads_nothing_heavy() -> None:
+    """Each of these would take longer to import than fastrnn may add to ``import torch``."""
+    heavy = ("matplotlib", "sklearn", "torch._dynamo", "torchvision", "triton")
+    script = f"import sys, fastrnn; print(*(name for name in {heavy} if name in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert run.stdout.split() == []
+
+
 def test_folder_of_kernels_is_no_package_of_its_own() -> None:
     command = [sys.executable, "-c", "import kernels"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
