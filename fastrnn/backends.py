@@ -8,8 +8,9 @@
 | ``reference`` | eager steps | anywhere |
 
 The choice is never to be slower than torch.nn: where its path wins, it is taken. The environment
-variable FASTRNN_BACKEND, or ``with fastrnn.backend(name):``, forces one; a call that the forced
-backend does not support then raises. Under torch.compile the choice is made when a graph is traced.
+variable FASTRNN_BACKEND (read when fastrnn is imported), or ``with fastrnn.backend(name):``, forces
+one; a call that the forced backend does not support then raises. Under torch.compile the choice is
+made when a graph is traced.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ import torch
 
 NAMES = ("cpu", "triton", "torch", "reference")
 
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+# Looking at os.environ in each call would cost as much as a small step's other checks together.
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "backend", default=os.environ.get("FASTRNN_BACKEND") or None
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Choice:
+    """A backend's name and why it was chosen."""
+
     backend: str
     reason: str
 
@@ -73,10 +79,7 @@ def _checked(name: str, source: str) -> str:
 @torch.compiler.assume_constant_result
 def forced_backend() -> str | None:
     """The backend that the context manager or, behind it, the environment asks for."""
-    name = _forced.get()
-    if name is None and (given := os.environ.get("FASTRNN_BACKEND")):
-        name = _checked(given, "FASTRNN_BACKEND")
-    return name
+    return _forced.get()
 
 
 def choose(call: Call) -> Choice:
@@ -87,6 +90,7 @@ def choose(call: Call) -> Choice:
     """
     forced = forced_backend()
     if forced is not None:
+        _checked(forced, "FASTRNN_BACKEND")
         if (reason := unsupported(forced, call)) is not None:
             raise RuntimeError(
                 f"backend {forced!r} cannot run this call: {reason}. Leave the choice to fastrnn, "
@@ -126,6 +130,7 @@ def _cpu_unsupported(call: Call) -> str | None:
 
 @torch.compiler.assume_constant_result
 def native_load_error() -> str | None:
+    """Why the native CPU library cannot be used; None if it can."""
     from fastrnn.kernels import native
 
     return native.load_error()
@@ -142,7 +147,7 @@ def _vendor_wins(call: Call) -> str | None:
     if call.device != "cpu":
         return None
     if call.steps == 1:
-        return "one step: torch's cell has less to prepare"
+        return "one step: there is nothing to keep on chip"
     return None
 
 
@@ -150,8 +155,11 @@ def _vendor_wins(call: Call) -> str | None:
 
 
 def backend_info() -> dict[str, Any]:
-    """What is available, and what is not and why: ``{"backends": {name: {"available": bool, ...}}}``,
-    versions, threads and the forced backend; plain values, ready for JSON."""
+    """What is available, and what is not and why, as plain values, ready for JSON.
+
+    Returns:
+        Versions, threads, the forced backend, and ``backends``: by name, ``available`` and more.
+    """
     from fastrnn import __version__
     from fastrnn.kernels import native
 

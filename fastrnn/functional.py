@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, _VF
+from torch import _VF, Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import dropout as drop
 
@@ -83,47 +83,74 @@ def _run(
     batch_sizes: Tensor | None,
     proj_size: int,
 ) -> Any:
-    if _autocast(input):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, *rest = (_cast(t, dtype) for t in (input, *states, *weights))
-        states, weights = tuple(rest[: len(states)]), rest[len(states) :]
-    backend = _backend(cell, input, states, weights, batch_first, batch_sizes, proj_size)
+    steps, batch = _extent(input, states, batch_first, batch_sizes)
+    backend = "torch"
+    if not _at_once(steps, input):
+        if _autocast(input):
+            dtype = torch.get_autocast_dtype(input.device.type)
+            input, *rest = (_cast(t, dtype) for t in (input, *states, *weights))
+            states, weights = tuple(rest[: len(states)]), rest[len(states) :]
+        backend = _choose(cell, input, states, weights, steps, batch, proj_size > 0)
     if backend == "torch":
-        vendor = _VF.lstm if cell == "lstm" else _VF.gru
-        hx = states if cell == "lstm" else states[0]
-        if batch_sizes is None:
-            return vendor(input, hx, weights, *layers, batch_first)
-        return vendor(input, batch_sizes, hx, weights, *layers)
+        if cell == "lstm":
+            return _vendor(_VF.lstm, input, states, weights, layers, batch_first, batch_sizes)
+        return _vendor(_VF.gru, input, states[0], weights, layers, batch_first, batch_sizes)
     if batch_sizes is not None:
         return _layers(cell, backend, input, states, weights, layers, batch_sizes)
     if batch_first:
         input = input.transpose(0, 1)
-    steps, batch = input.shape[:2]
     rows = input.reshape(steps * batch, input.shape[2])
     output, *finals = _layers(cell, backend, rows, states, weights, layers, None)
     output = output.view(steps, batch, output.shape[1])
     return (output.transpose(0, 1) if batch_first else output, *finals)
 
 
+def _autocast(input: Tensor) -> bool:
+    return torch.is_autocast_enabled(input.device.type)
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _backend(
+def _vendor(
+    function: Any,
+    input: Tensor,
+    hx: Any,
+    weights: Sequence[Tensor],
+    layers: tuple[bool, int, float, bool, bool],
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> Any:
+    if batch_sizes is None:
+        return function(input, hx, weights, *layers, batch_first)
+    return function(input, batch_sizes, hx, weights, *layers)
+
+
+def _extent(
+    input: Tensor, states: tuple[Tensor, ...], batch_first: bool, batch_sizes: Tensor | None
+) -> tuple[int, int]:
+    """T and B."""
+    if batch_sizes is not None:
+        return batch_sizes.shape[0], states[0].shape[1]
+    size = input.shape
+    return (size[1], size[0]) if batch_first else (size[0], size[1])
+
+
+def _at_once(steps: int, input: Tensor) -> bool:
+    """One step on a CPU has nothing to keep on chip: torch's path, and no more Python spent on it."""
+    return steps == 1 and input.is_cpu and backends.forced_backend() is None
+
+
+def _choose(
     cell: str,
     input: Tensor,
     states: tuple[Tensor, ...],
     weights: Sequence[Tensor],
-    batch_first: bool,
-    batch_sizes: Tensor | None,
-    proj_size: int,
+    steps: int,
+    batch: int,
+    projected: bool,
 ) -> str:
-    if batch_sizes is not None:
-        steps, batch = batch_sizes.shape[0], states[0].shape[1]
-    elif batch_first:
-        batch, steps = input.shape[:2]
-    else:
-        steps, batch = input.shape[:2]
     tensors = (input, *states, *weights)
     # torch's own error, or its result for no rows at all: whatever it says of such a call, we say.
     if steps == 0 or batch == 0 or any(_differs(t, input) for t in tensors):
@@ -137,7 +164,7 @@ def _backend(
         input_size=input.shape[-1],
         hidden_size=states[-1].shape[-1],
         training=_needs_gradients(tensors),
-        projected=proj_size > 0,
+        projected=projected,
         transformed=_transformed(tensors),
     )
     return backends.choose(call).backend
@@ -205,13 +232,10 @@ def lstm_cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One LSTM step: input [B, I], hx two of [B, H]; returns h' and c' [B, H]."""
-    if (backend := _cell_backend("LSTM", input, hx, (w_ih, w_hh, b_ih, b_hh))) == "torch":
+    if _at_once(1, input):
         return _VF.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
-    save = _needs_gradients([t for t in (input, *hx, w_ih, w_hh, b_ih, b_hh) if t is not None])
-    _, h, c, _, _ = torch.ops.fastrnn.lstm(
-        input, *hx, w_ih, w_hh, b_ih, b_hh, None, False, save, backend
-    )
-    return h, c
+    found = _step("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
+    return (found[0], found[1]) if found else _VF.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(
@@ -223,39 +247,22 @@ def gru_cell(
     b_hh: Tensor | None,
 ) -> Tensor:
     """One GRU step: input [B, I], hx [B, H]; returns h' [B, H]."""
-    if (backend := _cell_backend("GRU", input, (hx,), (w_ih, w_hh, b_ih, b_hh))) == "torch":
+    if _at_once(1, input):
         return _VF.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
-    save = _needs_gradients([t for t in (input, hx, w_ih, w_hh, b_ih, b_hh) if t is not None])
-    return torch.ops.fastrnn.gru(
-        input, hx, w_ih, w_hh, b_ih, b_hh, None, False, save, backend
-    )[1]
+    found = _step("gru", input, (hx,), (w_ih, w_hh, b_ih, b_hh))
+    return found[0] if found else _VF.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
-def _cell_backend(
-    cell: str,
-    input: Tensor,
-    states: tuple[Tensor, ...],
-    weights: tuple[Tensor | None, ...],
-) -> str:
-    """Torch's cell unless another backend is forced: a single step has nothing to keep on chip."""
-    if backends.forced_backend() is None:
-        return "torch"
-    given = [t for t in (*states, *weights) if t is not None]
-    if len(input) == 0 or any(_differs(t, input) for t in given) or _autocast(input):
-        return "torch"
-    call = backends.Call(
-        cell=cell,
-        device=input.device.type,
-        dtype=input.dtype,
-        steps=1,
-        batch=len(input),
-        input_size=input.shape[1],
-        hidden_size=states[0].shape[1],
-        training=_needs_gradients([input, *given]),
-        transformed=_transformed([input, *given]),
-    )
-    return backends.choose(call).backend
-
-
-def _autocast(input: Tensor) -> bool:
-    return torch.is_autocast_enabled(input.device.type)
+def _step(
+    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]
+) -> tuple[Tensor, ...] | None:
+    """The states after one step by the chosen backend's op; None if that is torch's cell."""
+    if _autocast(input):
+        return None
+    given = [w for w in weights if w is not None]
+    batch = input.shape[0]
+    if (backend := _choose(cell, input, states, given, 1, batch, False)) == "torch":
+        return None
+    op = torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru
+    save = _needs_gradients((input, *states, *given))
+    return op(input, *states, *weights, None, False, save, backend)[1 : 1 + len(states)]

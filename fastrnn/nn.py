@@ -7,13 +7,13 @@ code; they do not extend torch.nn.LSTM and GRU, whose instances torch.compile re
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, _VF, nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import backends, functional
+from fastrnn import functional
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -39,16 +39,27 @@ class _Recurrent(nn.RNNBase):
                 input = input.unsqueeze(0 if self.batch_first else 1)
             batch = input.size(0) if self.batch_first else input.size(1)
         if hx is None:
+            self.check_input(input, batch_sizes)
             rows = self.num_layers * (2 if self.bidirectional else 1)
-            h = input.new_zeros(rows, batch, self.proj_size or self.hidden_size)
-            cell = h if not self.proj_size else input.new_zeros(rows, batch, self.hidden_size)
-            hx = (h, cell) if self.mode == "LSTM" else h
+            h = input.new_zeros((rows, batch, self.proj_size or self.hidden_size))
+            c = h if not self.proj_size else input.new_zeros((rows, batch, self.hidden_size))
+            hx = (h, c) if self.mode == "LSTM" else h
         else:
             if batch_sizes is None:
                 hx = self._batched_states(hx, batched)
             hx = self.permute_hidden(hx, indices)
-        self.check_forward_args(input, hx, batch_sizes)
+            self.check_forward_args(input, hx, batch_sizes)
         return input, hx, batch_sizes, batched
+
+    def _weights_have_changed(self) -> bool:
+        # torch's looks each weight up twice through Module.__getattr__, the cost of a small call.
+        own = self._parameters
+        for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
+            if name not in own:  # parametrised or pruned
+                return super()._weights_have_changed()
+            if ref is not None and ref() is not own[name]:
+                return True
+        return False
 
     def _batched_states(self, hx: Any, batched: bool) -> Any:
         raise NotImplementedError
@@ -57,15 +68,6 @@ class _Recurrent(nn.RNNBase):
         return PackedSequence(
             output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
         )
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "bias": self.bias,
-            "num_layers": self.num_layers,
-            "dropout": self.dropout,
-            "training": self.training,
-            "bidirectional": self.bidirectional,
-        }
 
 
 class LSTM(_Recurrent):
@@ -82,9 +84,10 @@ class LSTM(_Recurrent):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    # torch.nn.LSTM's own methods: what they need of self, RNNBase has.
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    permute_hidden: Any = nn.LSTM.permute_hidden
 
     def _batched_states(self, hx: tuple[Tensor, Tensor], batched: bool) -> tuple[Tensor, Tensor]:
         h, c = hx
@@ -100,15 +103,20 @@ class LSTM(_Recurrent):
     def forward(
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Returns ``output, (h_n, c_n)``; see the class."""
         rows, states, batch_sizes, batched = self._unpacked(input, hx)
         output, h_n, c_n = functional.lstm(
             rows,
             states,
-            self._flat_weights,
+            cast(list[Tensor], self._flat_weights),
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             batch_sizes=batch_sizes,
             proj_size=self.proj_size,
-            **self._arguments(),
         )
         if isinstance(input, PackedSequence):
             finals = self.permute_hidden((h_n, c_n), input.unsorted_indices)
@@ -145,14 +153,19 @@ class GRU(_Recurrent):
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Returns ``output, h_n``; see the class."""
         rows, states, batch_sizes, batched = self._unpacked(input, hx)
         output, h_n = functional.gru(
             rows,
             states,
-            self._flat_weights,
+            cast(list[Tensor], self._flat_weights),
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             batch_sizes=batch_sizes,
-            **self._arguments(),
         )
         if isinstance(input, PackedSequence):
             return self._packed(output, input), self.permute_hidden(h_n, input.unsorted_indices)
@@ -180,22 +193,22 @@ class LSTMCell(nn.RNNCellBase):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        """Returns ``h_1, c_1``; see the class."""
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
         if hx is None:
             zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
-            h = c = zeros
+            hx = (zeros, zeros)
         else:
-            h, c = hx
             for index, state in enumerate(hx):
                 if state.dim() not in (1, 2):
                     raise ValueError(
                         f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead"
                     )
         if dim == 2:
-            return functional.lstm_cell(input, (h, c), *_cell_weights(self))
-        hx = (h.unsqueeze(0), c.unsqueeze(0))
+            return functional.lstm_cell(input, hx, *_cell_weights(self))
+        hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
         h, c = functional.lstm_cell(input.unsqueeze(0), hx, *_cell_weights(self))
         return h.squeeze(0), c.squeeze(0)
 
@@ -217,6 +230,7 @@ class GRUCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Returns ``h_1``; see the class."""
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {dim}D instead")
@@ -230,16 +244,12 @@ class GRUCell(nn.RNNCellBase):
         return row.squeeze(0)
 
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
 def _cell_weights(cell: nn.RNNCellBase) -> tuple[Any, ...]:
-    # Module.__getattr__ costs as much as a small step; parametrised weights are not in the dict.
-    own = cell._parameters
+    own = cell._parameters  # Module.__getattr__ is slow beside a small step
     try:
-        return tuple([own[name] for name in _CELL_WEIGHTS])
-    except KeyError:
-        return tuple(getattr(cell, name) for name in _CELL_WEIGHTS)
+        return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+    except KeyError:  # parametrised or pruned
+        return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
 
 
 _DROP_INS: dict[type[nn.Module], type[nn.Module]] = {

@@ -26,13 +26,12 @@ _library.define(
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)"
 )
 _library.define(
-    "lstm_backward(Tensor dy, Tensor dh_n, Tensor dc_n, Tensor x, Tensor h0, Tensor c0, Tensor w_ih,"
-    f" Tensor w_hh, Tensor y, Tensor gates, Tensor cells, {_BACKWARD_TAIL})"
+    "lstm_backward(Tensor dy, Tensor dh_n, Tensor dc_n, Tensor x, Tensor h0, Tensor c0,"
+    f" Tensor w_ih, Tensor w_hh, Tensor y, Tensor gates, Tensor cells, {_BACKWARD_TAIL})"
     " -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db)"
 )
 _library.define(
-    f"gru(Tensor x, Tensor h0, {_FORWARD_WEIGHTS}, {_TAIL})"
-    " -> (Tensor y, Tensor h_n, Tensor gates)"
+    f"gru(Tensor x, Tensor h0, {_FORWARD_WEIGHTS}, {_TAIL}) -> (Tensor y, Tensor h_n, Tensor gates)"
 )
 _library.define(
     "gru_backward(Tensor dy, Tensor dh_n, Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor y,"
@@ -163,11 +162,11 @@ def _differentiable_gradients(
     grads: list[Tensor],
 ) -> list[Tensor | None]:
     """Gradients through the reference's arithmetic, which autograd follows to any order."""
-    wanted = [i for i in range(len(tensors)) if ctx.needs_input_grad[i]]
+    wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
     forward = getattr(_kernels("reference", cell), f"{cell}_forward")
     outputs = forward(*tensors, batch_sizes, ctx.reverse, False)[: len(grads)]
     found = torch.autograd.grad(
-        outputs, [tensors[i] for i in wanted], grads, create_graph=True, allow_unused=True
+        outputs, list(wanted.values()), grads, create_graph=True, allow_unused=True
     )
     results: list[Tensor | None] = [None] * len(tensors)
     for i, grad in zip(wanted, found, strict=True):

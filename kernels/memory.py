@@ -8,6 +8,7 @@ The pool never maps more memory than was in use at once. FASTRNN_CPU_POOL=0 swit
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -70,10 +71,8 @@ def _map(size: int) -> mmap.mmap:
     # Private, so that a forked worker's writes stay its own.
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel built without large pages
             block.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # the kernel was built without large pages
-            pass
     return block
 
 

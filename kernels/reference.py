@@ -1,9 +1,9 @@
 """LSTM and GRU step by step in eager torch: the oracle that every other backend is held against.
 
-N rows are walked as PackedSequence lays them out: row offset[t] + b for b < batch_sizes[t]; a padded
-time-major batch (``batch_sizes=None``) is the case batch_sizes[t] == B. ``reverse`` walks each
-sequence from its own last step to its first. All tensors are of one floating dtype; 16-bit ones are
-computed in float32.
+N rows are walked as PackedSequence lays them out: row offset[t] + b for b < batch_sizes[t]; a
+padded time-major batch (``batch_sizes=None``) is the case batch_sizes[t] == B. ``reverse`` walks
+each sequence from its own last step to its first. All tensors are of one floating dtype; 16-bit
+ones are computed in float32.
 
 The forward functions are made of differentiable, out-of-place operations, so double backward,
 forward-mode gradients and vmap pass through them. Equations: torch.nn.LSTM and torch.nn.GRU.
@@ -32,8 +32,8 @@ def lstm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """i, f, o = sigmoid(W x + U h + b); g = tanh(W x + U h + b); c' = f c + i g; h' = o tanh(c').
 
-    Returns y [N, H], h_n and c_n [B, H], and for the backward pass gates [N, 4H] (activated i f g o)
-    and cells [N, H]; the last two are empty unless ``save``.
+    Returns y [N, H], h_n and c_n [B, H], and for the backward pass gates [N, 4H] (activated i f g
+    o) and cells [N, H]; the last two are empty unless ``save``.
     """
     dtype = x.dtype
     x, h, c, w_ih, w_hh, b_ih, b_hh = _widened(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
@@ -70,7 +70,7 @@ def lstm_backward(
     reverse: bool,
     need_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns dx (empty unless ``need_dx``), dh0, dc0, dw_ih, dw_hh and db, both biases' gradient."""
+    """Returns dx (empty unless ``need_dx``), dh0, dc0, dw_ih, dw_hh and db (of either bias)."""
     dtype = x.dtype
     dy, dh, dc, x, h0, c0, w_ih, w_hh, y, gates, cells = _widened(
         dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, y, gates, cells
@@ -109,7 +109,8 @@ def gru_forward(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """r, z = sigmoid(W x + U h + b); m = U_n h + b_hn; n = tanh(W_n x + b_in + r m); h' = n + z (h - n).
+    """r, z = sigmoid(W x + U h + b); m = U_n h + b_hn; n = tanh(W_n x + b_in + r m);
+    h' = n + z (h - n).
 
     Returns y [N, H], h_n [B, H] and for the backward pass gates [N, 4H] (r z n, activated, and m),
     empty unless ``save``.
