@@ -138,7 +138,7 @@ def _extent(
 
 
 def _at_once(steps: int, input: Tensor) -> bool:
-    """One step on a CPU has nothing to keep on chip: torch's path, and no more Python spent on it."""
+    """One step on a CPU keeps nothing on chip: torch's path, and no more Python spent on it."""
     return steps == 1 and input.is_cpu and backends.forced_backend() is None
 
 

@@ -2,8 +2,9 @@
 
 The first touch of fresh memory costs a page fault and the zeroing of the page: for the activations
 that a training step saves, as much time as the kernel itself. A training loop asks for the same
-sizes again at each step, so large blocks that are no longer used are kept for the next request.
-The pool never maps more memory than was in use at once. FASTRNN_CPU_POOL=0 switches it off.
+sizes again at each step, so large blocks that are no longer used are kept for the next request: up
+to 1 GiB of them, and in all at most a quarter more than was ever in use at once.
+FASTRNN_CPU_POOL=0 switches the pool off.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 _SMALLEST = 1 << 20  # bytes; the C library keeps smaller blocks itself
 _PAGE = 2 << 20  # a large page
+_MOST_FREE = 1 << 30  # bytes
 
 
 class Pool:
@@ -48,7 +50,7 @@ class Pool:
             if fits:
                 block = self._free.pop(min(fits, key=lambda i: len(self._free[i])))
             else:
-                self._shrink(self._peak_bytes - self._used_bytes - size)
+                self._shrink(self._peak_bytes * 5 // 4 - self._used_bytes - size)
                 block = _map(size)
             self._used_bytes += len(block)
             self._peak_bytes = max(self._peak_bytes, self._used_bytes)
@@ -58,6 +60,7 @@ class Pool:
         with self._lock:
             self._used_bytes -= len(block)
             self._free.append(block)
+            self._shrink(_MOST_FREE)
 
     def _shrink(self, most_bytes: int) -> None:
         """Unmaps the blocks released longest ago until the free ones are at most `most_bytes`."""

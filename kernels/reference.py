@@ -109,11 +109,10 @@ def gru_forward(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """r, z = sigmoid(W x + U h + b); m = U_n h + b_hn; n = tanh(W_n x + b_in + r m);
-    h' = n + z (h - n).
+    """r, z = sigmoid(W x + U h + b); n = tanh(W_n x + b_in + r (U_n h + b_hn)); h' = n + z (h - n).
 
-    Returns y [N, H], h_n [B, H] and for the backward pass gates [N, 4H] (r z n, activated, and m),
-    empty unless ``save``.
+    Returns y [N, H], h_n [B, H] and for the backward pass gates [N, 4H] (r z n, activated, and
+    m = U_n h + b_hn), empty unless ``save``.
     """
     dtype = x.dtype
     x, h, w_ih, w_hh, b_ih, b_hh = _widened(x, h0, w_ih, w_hh, b_ih, b_hh)
