@@ -12,6 +12,7 @@ class Clock(Protocol):
     """Marks points in time; what a mark is belongs to the clock."""
 
     shortest_sample: float  # seconds; shorter calls are timed several at once
+    cold_start: bool  # a first call may compile and load for far longer than it runs
 
     def prepare(self) -> None:
         """Called once before each sample."""
@@ -27,6 +28,7 @@ class HostClock:
     """time.perf_counter."""
 
     shortest_sample = 5e-4
+    cold_start = False
 
     def prepare(self) -> None:
         """Nothing to prepare."""
@@ -48,6 +50,7 @@ class DeviceClock:
     """
 
     shortest_sample = 0.0
+    cold_start = True
 
     def __init__(self, device: torch.device) -> None:
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
