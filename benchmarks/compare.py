@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 results.add(run(case, options))
             print(f"[{number}/{len(cases)}] {report.line(results.rows[case.key])}", flush=True)
     rows = [results.rows[case.key] for case in cases]
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(report.table(rows))
     print(*report.means(rows), sep="\n")
     print(", ".join(f"{name} {fact}" for name, fact in facts.items()))
