@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,15 +138,34 @@ def native_load_error() -> str | None:
 
 
 def _triton_unsupported(call: Call) -> str | None:
-    return "the Triton kernels are not connected yet"
+    if call.device != "cuda":
+        return f"tensors are on {call.device}"
+    return triton_load_error() or _triton_limits(call.dtype, call.hidden_size)
+
+
+@torch.compiler.assume_constant_result
+def triton_load_error() -> str | None:
+    """Why the Triton kernels cannot be used on this machine's GPUs; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if torch.version.hip is None and (found := torch.cuda.get_device_capability()) < (8, 0):
+        return f"compute capability 8.0 or newer is needed, not {found[0]}.{found[1]}"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _triton_limits(dtype: torch.dtype, hidden_size: int) -> str | None:
+    from fastrnn.kernels import rnn_launch
+
+    return rnn_launch.supports(dtype, hidden_size)
 
 
 # ---- the measured table: where torch.nn's own path is as fast or faster
 
 
 def _vendor_wins(call: Call) -> str | None:
-    if call.device != "cpu":
-        return None
     if call.steps == 1:
         return "one step: there is nothing to keep on chip"
     return None
@@ -165,7 +185,8 @@ def backend_info() -> dict[str, Any]:
 
     error = native.load_error()
     cpu = {"available": error is None, **({"reason": error} if error else native.info())}
-    triton = {"available": False, "reason": "the Triton kernels are not connected yet"}
+    missing = triton_load_error()
+    triton = {"available": missing is None, **({"reason": missing} if missing else {})}
     return {
         "fastrnn": __version__,
         "torch": torch.__version__,

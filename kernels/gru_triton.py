@@ -19,7 +19,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .rnn_launch import NARROW, Rows, launch, plan, with_precision
+from .rnn_launch import Rows, launch, narrow, plan, with_precision
 from .rnn_triton import (
     DYNAMIC,
     active,
@@ -27,11 +27,13 @@ from .rnn_triton import (
     buffer,
     gl,
     gluon,
+    input_bias,
     input_columns,
-    input_pointers,
+    input_places,
     load_all,
     load_input,
     partial,
+    places,
     project,
     put,
     row,
@@ -41,8 +43,9 @@ from .rnn_triton import (
     tanh,
     time,
     total,
+    unit,
     units,
-    weight,
+    weights,
 )
 
 
@@ -94,40 +97,30 @@ def gru_forward_kernel(
 ):
     """Run `P.rows` sequences a program, first step to last (REVERSE: last to first)."""
     E: tl.constexpr = y.dtype.element_ty
-    b, j, length, steps = sequences(lengths, T, B, P)
-    real = j < H
-    state = b * H + j
-    w = (
-        weight(w_hh, H, H, 1, P),
-        weight(w_hh + H * H, H, H, 1, P),
-        weight(w_hh + 2 * H * H, H, H, 1, P),
-    )
+    first, length, steps = sequences(lengths, T, B, P)
+    real = unit(P) < H
+    state = places(H, P)
+    w = weights(w_hh, 3, H, 1, H, P)
     columns = input_columns(w_ih, 3, IN, H, P)
-    if b_ih is None:
-        b_n = units(None, 1, H, P)
-        bias = (b_n, b_n, b_n)
-    else:
-        b_r = units(b_ih, 1, H, P) + units(b_hh, 1, H, P)
-        b_z = units(b_ih + H, 1, H, P) + units(b_hh + H, 1, H, P)
-        b_n = units(b_hh + 2 * H, 1, H, P)
-        bias = (b_r, b_z, units(b_ih + 2 * H, 1, H, P))
+    bias = input_bias(b_ih, b_hh, 3, 2, H, P)
+    b_n = units(None if b_hh is None else b_hh + 2 * H, 1, H, P)
     mask = real & (length > 0)
-    h = gl.load(h0 + state, mask=mask, other=0.0).to(gl.float32)
+    h = gl.load(h0 + first * H + state, mask=mask, other=0.0).to(gl.float32)
     shared0 = buffer(E, P)
     shared1 = buffer(E, P)
-    x = input_pointers(x, b, j, skew, 3, IN, H)
+    x += input_places(skew, 3, IN, H, P)
     y += state
     if gates is not None:
-        gates += b * (4 * H) + j
+        gates += places(4 * H, P)
 
-    # Two steps a turn: each has its own shared memory, so that one barrier a step is enough, and its
-    # own registers for early loads, which would be waited for if they were handed on.
+    # Two steps a turn: each has its own shared memory, so that one barrier a step is enough, and
+    # its own registers for early loads, which would be waited for if they were handed on.
     t0 = time(0, steps, REVERSE)
     t1 = time(1, steps, REVERSE)
-    r0 = row(offsets, t0, B)
-    r1 = row(offsets, t1, B)
-    r2 = row(offsets, time(2, steps, REVERSE), B)
-    r3 = row(offsets, time(3, steps, REVERSE), B)
+    r0 = row(offsets, first, t0, B)
+    r1 = row(offsets, first, t1, B)
+    r2 = row(offsets, first, time(2, steps, REVERSE), B)
+    r3 = row(offsets, first, time(3, steps, REVERSE), B)
     x0 = load_input(x, r0, t0, real, length, 3, IN, H)
     x1 = load_input(x, r1, t1, real, length, 3, IN, H)
     for step in range(0, steps - 1, 2):
@@ -136,29 +129,29 @@ def gru_forward_kernel(
         x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 3, IN, H)
         h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
         r0 = r2
-        r2 = row_after_two(offsets, r2, time(step + 4, steps, REVERSE), B, REVERSE)
+        r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
         t = time(step + 1, steps, REVERSE)
         a = project(x1, columns, bias, 3, IN)
         x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 3, IN, H)
         h = _forward_step(a, b_n, h, w, shared1, y, gates, r1, t, real, length, lengths, H, P)
         r1 = r3
-        r3 = row_after_two(offsets, r3, time(step + 5, steps, REVERSE), B, REVERSE)
+        r3 = row_after_two(offsets, first, r3, time(step + 5, steps, REVERSE), B, REVERSE)
     if steps % 2 == 1:
         t = time(steps - 1, steps, REVERSE)
         a = project(x0, columns, bias, 3, IN)
         h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
-    gl.store(h_n + state, h.to(E), mask=mask)
+    gl.store(h_n + first * H + state, h.to(E), mask=mask)
 
 
 @gluon.jit
 def _load_saved(
-    gates, dy, y, h0, r, r_before, t, t_before, real, length, H: tl.constexpr
+    gates, dy, y, h0, state, gate, r, r_before, t, t_before, real, length, H: tl.constexpr
 ):  # fmt: skip
     """What the backward step at time t, row r, reads: r, z, n, m, dy, and h before it."""
     mask = ahead(t, length) & real
-    before = gl.where(ahead(t_before, length), y + r_before * H, h0)
-    return load_all(gates + r * (4 * H), mask, 4, H) + (
-        gl.load(dy + r * H, mask=mask, other=0.0),
+    before = gl.where(ahead(t_before, length), y + r_before * H, h0) + state
+    return load_all(gates + r * (4 * H) + gate, mask, 4, H) + (
+        gl.load(dy + r * H + state, mask=mask, other=0.0),
         gl.load(before, mask=mask, other=0.0),
     )
 
@@ -184,7 +177,7 @@ def _factors(saved):
 
 @gluon.jit
 def _backward_step(
-    k, dh, w, shared, dgates, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
+    k, dh, w, shared, dgates, gate, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
     """One step back from time t, row r, with its factors k. Returns dh."""
     E: tl.constexpr = dgates.dtype.element_ty
@@ -198,13 +191,15 @@ def _backward_step(
     put(shared[2], dm, P)
     now = active(t, length, lengths)
     mask = now & real
-    at = dgates + r * (4 * H)
+    at = dgates + r * (4 * H) + gate
     gl.store(at, dn.to(E), mask=mask)
     gl.store(at + H, dr.to(E), mask=mask)
     gl.store(at + 2 * H, dz.to(E), mask=mask)
     gl.store(at + 3 * H, dm.to(E), mask=mask)
     # Three sums, so that three products are under way at once.
-    dh_rz = partial(w[0], shared[0].load(P.operand), P) + partial(w[1], shared[1].load(P.operand), P)
+    dh_rz = partial(w[0], shared[0].load(P.operand), P) + partial(
+        w[1], shared[1].load(P.operand), P
+    )
     dh_n = partial(w[2], shared[2].load(P.operand), P)
     dh_new = dh_t * k[4] + total(dh_rz + dh_n, P)
     return dh_new if lengths is None else gl.where(now, dh_new, dh)
@@ -231,56 +226,49 @@ def gru_backward_kernel(
     """Write `dgates` and the initial state's gradient, walking against the forward's way."""
     E: tl.constexpr = dgates.dtype.element_ty
     BACKWARDS: tl.constexpr = not REVERSE
-    b, j, length, steps = sequences(lengths, T, B, P)
-    real = j < H
-    state = b * H + j
-    w = (
-        weight(w_hh, H, 1, H, P),
-        weight(w_hh + H * H, H, 1, H, P),
-        weight(w_hh + 2 * H * H, H, 1, H, P),
-    )
+    first, length, steps = sequences(lengths, T, B, P)
+    real = unit(P) < H
+    state = places(H, P)
+    gate = places(4 * H, P)
+    w = weights(w_hh, 3, 1, H, H, P)
     mask = real & (length > 0)
-    dh = gl.load(dh_n + state, mask=mask, other=0.0).to(gl.float32)
+    dh = gl.load(dh_n + first * H + state, mask=mask, other=0.0).to(gl.float32)
+    h0 += first * H
     shared0 = (buffer(E, P), buffer(E, P), buffer(E, P))
     shared1 = (buffer(E, P), buffer(E, P), buffer(E, P))
-    gates += b * (4 * H) + j
-    dgates += b * (4 * H) + j
-    dy += state
-    y += state
-    h0 += state
 
     t0 = time(0, steps, BACKWARDS)
     t1 = time(1, steps, BACKWARDS)
     t2 = time(2, steps, BACKWARDS)
-    r0 = row(offsets, t0, B)
-    r1 = row(offsets, t1, B)
-    r2 = row(offsets, t2, B)
-    r3 = row(offsets, time(3, steps, BACKWARDS), B)
-    r4 = row(offsets, time(4, steps, BACKWARDS), B)
-    s0 = _load_saved(gates, dy, y, h0, r0, r1, t0, t1, real, length, H)
-    s1 = _load_saved(gates, dy, y, h0, r1, r2, t1, t2, real, length, H)
+    r0 = row(offsets, first, t0, B)
+    r1 = row(offsets, first, t1, B)
+    r2 = row(offsets, first, t2, B)
+    r3 = row(offsets, first, time(3, steps, BACKWARDS), B)
+    r4 = row(offsets, first, time(4, steps, BACKWARDS), B)
+    s0 = _load_saved(gates, dy, y, h0, state, gate, r0, r1, t0, t1, real, length, H)
+    s1 = _load_saved(gates, dy, y, h0, state, gate, r1, r2, t1, t2, real, length, H)
     for step in range(0, steps - 1, 2):
         t2 = time(step + 2, steps, BACKWARDS)
         t3 = time(step + 3, steps, BACKWARDS)
         t4 = time(step + 4, steps, BACKWARDS)
         k = _factors(s0)
-        s0 = _load_saved(gates, dy, y, h0, r2, r3, t2, t3, real, length, H)
+        s0 = _load_saved(gates, dy, y, h0, state, gate, r2, r3, t2, t3, real, length, H)
         t = time(step, steps, BACKWARDS)
-        dh = _backward_step(k, dh, w, shared0, dgates, r0, t, real, length, lengths, H, P)
+        dh = _backward_step(k, dh, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P)
         k = _factors(s1)
-        s1 = _load_saved(gates, dy, y, h0, r3, r4, t3, t4, real, length, H)
+        s1 = _load_saved(gates, dy, y, h0, state, gate, r3, r4, t3, t4, real, length, H)
         t = time(step + 1, steps, BACKWARDS)
-        dh = _backward_step(k, dh, w, shared1, dgates, r1, t, real, length, lengths, H, P)
+        dh = _backward_step(k, dh, w, shared1, dgates, gate, r1, t, real, length, lengths, H, P)
         r0 = r2
         r1 = r3
         r2 = r4
-        r3 = row_after_two(offsets, r1, time(step + 5, steps, BACKWARDS), B, BACKWARDS)
-        r4 = row_after_two(offsets, r2, time(step + 6, steps, BACKWARDS), B, BACKWARDS)
+        r3 = row_after_two(offsets, first, r1, time(step + 5, steps, BACKWARDS), B, BACKWARDS)
+        r4 = row_after_two(offsets, first, r2, time(step + 6, steps, BACKWARDS), B, BACKWARDS)
     if steps % 2 == 1:
         k = _factors(s0)
         t = time(steps - 1, steps, BACKWARDS)
-        dh = _backward_step(k, dh, w, shared0, dgates, r0, t, real, length, lengths, H, P)
-    gl.store(dh0 + state, dh.to(E), mask=mask)
+        dh = _backward_step(k, dh, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P)
+    gl.store(dh0 + first * H + state, dh.to(E), mask=mask)
 
 
 @with_precision
@@ -303,7 +291,7 @@ def gru_forward(
         return y, h0.clone(), gates
     h_n = torch.empty_like(h0)
     rows = Rows.of(x, batch, batch_sizes)
-    if i > NARROW:
+    if not narrow(i, h):
         x, i = torch.nn.functional.linear(x, w_ih), 0
     spread = plan(h, batch, x)
     launch(

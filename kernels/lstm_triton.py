@@ -20,7 +20,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .rnn_launch import NARROW, Rows, launch, plan, with_precision
+from .rnn_launch import Rows, launch, narrow, plan, with_precision
 from .rnn_triton import (
     DYNAMIC,
     active,
@@ -28,11 +28,13 @@ from .rnn_triton import (
     buffer,
     gl,
     gluon,
+    input_bias,
     input_columns,
-    input_pointers,
+    input_places,
     load_all,
     load_input,
     partial,
+    places,
     project,
     put,
     row,
@@ -42,14 +44,15 @@ from .rnn_triton import (
     tanh,
     time,
     total,
-    units,
-    weight,
+    unit,
+    weights,
 )
 
 
 @gluon.jit
 def _forward_step(
-    a, h, c, w, shared, y, gates, cells, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
+    a, h, c, w, shared, y, gates, cells, r, t, real, length, lengths,
+    H: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """One step at time t, row r; `a` is the input's share of the gates. Returns h and c."""
     E: tl.constexpr = y.dtype.element_ty
@@ -103,41 +106,31 @@ def lstm_forward_kernel(
 ):
     """Run `P.rows` sequences a program, first step to last (REVERSE: last to first)."""
     E: tl.constexpr = y.dtype.element_ty
-    b, j, length, steps = sequences(lengths, T, B, P)
-    real = j < H
-    state = b * H + j
-    w = (
-        weight(w_hh, H, H, 1, P),
-        weight(w_hh + H * H, H, H, 1, P),
-        weight(w_hh + 2 * H * H, H, H, 1, P),
-        weight(w_hh + 3 * H * H, H, H, 1, P),
-    )
+    first, length, steps = sequences(lengths, T, B, P)
+    real = unit(P) < H
+    state = places(H, P)
+    w = weights(w_hh, 4, H, 1, H, P)
     columns = input_columns(w_ih, 4, IN, H, P)
-    bias = ()
-    for k in gl.static_range(4):
-        if b_ih is None:
-            bias = bias + (units(None, 1, H, P),)
-        else:
-            bias = bias + (units(b_ih + k * H, 1, H, P) + units(b_hh + k * H, 1, H, P),)
+    bias = input_bias(b_ih, b_hh, 4, 4, H, P)
     mask = real & (length > 0)
-    h = gl.load(h0 + state, mask=mask, other=0.0).to(gl.float32)
-    c = gl.load(c0 + state, mask=mask, other=0.0).to(gl.float32)
+    h = gl.load(h0 + first * H + state, mask=mask, other=0.0).to(gl.float32)
+    c = gl.load(c0 + first * H + state, mask=mask, other=0.0).to(gl.float32)
     shared0 = buffer(E, P)
     shared1 = buffer(E, P)
-    x = input_pointers(x, b, j, skew, 4, IN, H)
+    x += input_places(skew, 4, IN, H, P)
     y += state
     if gates is not None:
-        gates += b * (4 * H) + j
+        gates += places(4 * H, P)
         cells += state
 
-    # Two steps a turn: each has its own shared memory, so that one barrier a step is enough, and its
-    # own registers for early loads, which would be waited for if they were handed on.
+    # Two steps a turn: each has its own shared memory, so that one barrier a step is enough, and
+    # its own registers for early loads, which would be waited for if they were handed on.
     t0 = time(0, steps, REVERSE)
     t1 = time(1, steps, REVERSE)
-    r0 = row(offsets, t0, B)
-    r1 = row(offsets, t1, B)
-    r2 = row(offsets, time(2, steps, REVERSE), B)
-    r3 = row(offsets, time(3, steps, REVERSE), B)
+    r0 = row(offsets, first, t0, B)
+    r1 = row(offsets, first, t1, B)
+    r2 = row(offsets, first, time(2, steps, REVERSE), B)
+    r3 = row(offsets, first, time(3, steps, REVERSE), B)
     x0 = load_input(x, r0, t0, real, length, 4, IN, H)
     x1 = load_input(x, r1, t1, real, length, 4, IN, H)
     for step in range(0, steps - 1, 2):
@@ -148,7 +141,7 @@ def lstm_forward_kernel(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
         )  # fmt: skip
         r0 = r2
-        r2 = row_after_two(offsets, r2, time(step + 4, steps, REVERSE), B, REVERSE)
+        r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
         t = time(step + 1, steps, REVERSE)
         a = project(x1, columns, bias, 4, IN)
         x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 4, IN, H)
@@ -156,56 +149,58 @@ def lstm_forward_kernel(
             a, h, c, w, shared1, y, gates, cells, r1, t, real, length, lengths, H, P
         )  # fmt: skip
         r1 = r3
-        r3 = row_after_two(offsets, r3, time(step + 5, steps, REVERSE), B, REVERSE)
+        r3 = row_after_two(offsets, first, r3, time(step + 5, steps, REVERSE), B, REVERSE)
     if steps % 2 == 1:
         t = time(steps - 1, steps, REVERSE)
         a = project(x0, columns, bias, 4, IN)
         h, c = _forward_step(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
         )  # fmt: skip
-    gl.store(h_n + state, h.to(E), mask=mask)
-    gl.store(c_n + state, c.to(E), mask=mask)
+    gl.store(h_n + first * H + state, h.to(E), mask=mask)
+    gl.store(c_n + first * H + state, c.to(E), mask=mask)
 
 
 @gluon.jit
 def _load_saved(
-    gates, dy, cells, c0, r, r_before, t, t_before, real, length, H: tl.constexpr
-):  # fmt: skip
-    """What the backward step at time t, row r, reads: i, f, g, o, dy, c, and c before it."""
+    gates, dy, cells, c0, state, gate, r, r_before, t, t_before, real, length, H: tl.constexpr
+):
+    """What the backward step at time t, row r, reads: i, f, g, o, dy, and c before it."""
     mask = ahead(t, length) & real
-    before = gl.where(ahead(t_before, length), cells + r_before * H, c0)
-    return load_all(gates + r * (4 * H), mask, 4, H) + (
-        gl.load(dy + r * H, mask=mask, other=0.0),
-        gl.load(cells + r * H, mask=mask, other=0.0),
-        gl.load(before, mask=mask, other=0.0),
+    before = gl.where(ahead(t_before, length), cells + r_before * H, c0) + state
+    return load_all(gates + r * (4 * H) + gate, mask, 4, H) + (
+        gl.load(dy + r * H + state, mask=mask, other=0.0),
+        gl.load(before, mask=real & (length > 0), other=0.0),
     )
 
 
 @gluon.jit
-def _factors(saved, P: tl.constexpr):
+def _factors(saved, c, P: tl.constexpr):
     """The part of a backward step that does not wait for the step before it.
 
-    Returns dc per dh, di, df, dg per dc, do per dh, f and dy.
+    Returns dc per dh, di, df, dg per dc, do per dh, f, dy, and c before the step.
     """
     i = saved[0].to(gl.float32)
     f = saved[1].to(gl.float32)
     g = saved[2].to(gl.float32)
     o = saved[3].to(gl.float32)
-    tc = tanh(saved[5].to(gl.float32), P)
+    before = saved[5].to(gl.float32)
+    tc = tanh(c, P)
     return (
         o * (1.0 - tc * tc),
         g * i * (1.0 - i),
-        saved[6].to(gl.float32) * f * (1.0 - f),
+        before * f * (1.0 - f),
         i * (1.0 - g * g),
         tc * o * (1.0 - o),
         f,
         saved[4].to(gl.float32),
+        before,
     )
 
 
 @gluon.jit
 def _backward_step(
-    k, dh, dc, w, shared, dgates, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
+    k, dh, dc, w, shared, dgates, gate, r, t, real, length, lengths,
+    H: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """One step back from time t, row r, with its factors k. Returns dh and dc."""
     E: tl.constexpr = dgates.dtype.element_ty
@@ -221,14 +216,18 @@ def _backward_step(
     put(shared[3], do, P)
     now = active(t, length, lengths)
     mask = now & real
-    at = dgates + r * (4 * H)
+    at = dgates + r * (4 * H) + gate
     gl.store(at, di.to(E), mask=mask)
     gl.store(at + H, df.to(E), mask=mask)
     gl.store(at + 2 * H, dg.to(E), mask=mask)
     gl.store(at + 3 * H, do.to(E), mask=mask)
     # Four sums, so that four products are under way at once.
-    dh_if = partial(w[0], shared[0].load(P.operand), P) + partial(w[1], shared[1].load(P.operand), P)
-    dh_go = partial(w[2], shared[2].load(P.operand), P) + partial(w[3], shared[3].load(P.operand), P)
+    dh_if = partial(w[0], shared[0].load(P.operand), P) + partial(
+        w[1], shared[1].load(P.operand), P
+    )
+    dh_go = partial(w[2], shared[2].load(P.operand), P) + partial(
+        w[3], shared[3].load(P.operand), P
+    )
     dh_new = total(dh_if + dh_go, P)
     dc_new = dc_t * k[5]
     if lengths is None:
@@ -262,66 +261,67 @@ def lstm_backward_kernel(
     BACKWARDS: tl.constexpr = not REVERSE
     # Registers for two steps' early loads, except beside 128 units' weights.
     DEEP: tl.constexpr = P.split > 0 or P.units < 128
-    b, j, length, steps = sequences(lengths, T, B, P)
-    real = j < H
-    state = b * H + j
-    w = (
-        weight(w_hh, H, 1, H, P),
-        weight(w_hh + H * H, H, 1, H, P),
-        weight(w_hh + 2 * H * H, H, 1, H, P),
-        weight(w_hh + 3 * H * H, H, 1, H, P),
-    )
+    first, length, steps = sequences(lengths, T, B, P)
+    real = unit(P) < H
+    state = places(H, P)
+    gate = places(4 * H, P)
+    w = weights(w_hh, 4, 1, H, H, P)
     mask = real & (length > 0)
-    dh = gl.load(dh_n + state, mask=mask, other=0.0).to(gl.float32)
-    dc = gl.load(dc_n + state, mask=mask, other=0.0).to(gl.float32)
+    dh = gl.load(dh_n + first * H + state, mask=mask, other=0.0).to(gl.float32)
+    dc = gl.load(dc_n + first * H + state, mask=mask, other=0.0).to(gl.float32)
+    c0 += first * H
     shared0 = (buffer(E, P), buffer(E, P), buffer(E, P), buffer(E, P))
     shared1 = (buffer(E, P), buffer(E, P), buffer(E, P), buffer(E, P))
-    gates += b * (4 * H) + j
-    dgates += b * (4 * H) + j
-    dy += state
-    cells += state
-    c0 += state
 
     t0 = time(0, steps, BACKWARDS)
     t1 = time(1, steps, BACKWARDS)
     t2 = time(2, steps, BACKWARDS)
-    r0 = row(offsets, t0, B)
-    r1 = row(offsets, t1, B)
-    r2 = row(offsets, t2, B)
-    r3 = row(offsets, time(3, steps, BACKWARDS), B)
-    r4 = row(offsets, time(4, steps, BACKWARDS), B)
-    s0 = _load_saved(gates, dy, cells, c0, r0, r1, t0, t1, real, length, H)
-    s1 = _load_saved(gates, dy, cells, c0, r1, r2, t1, t2, real, length, H)
+    r0 = row(offsets, first, t0, B)
+    r1 = row(offsets, first, t1, B)
+    r2 = row(offsets, first, t2, B)
+    r3 = row(offsets, first, time(3, steps, BACKWARDS), B)
+    r4 = row(offsets, first, time(4, steps, BACKWARDS), B)
+    c = gl.load(cells + r0 * H + state, mask=ahead(t0, length) & real, other=0.0).to(gl.float32)
+    s0 = _load_saved(gates, dy, cells, c0, state, gate, r0, r1, t0, t1, real, length, H)
+    s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H)
     for step in range(0, steps - 1, 2):
         t2 = time(step + 2, steps, BACKWARDS)
         t3 = time(step + 3, steps, BACKWARDS)
         t4 = time(step + 4, steps, BACKWARDS)
-        k = _factors(s0, P)
+        k = _factors(s0, c, P)
+        c = k[7]
         if DEEP:
-            s0 = _load_saved(gates, dy, cells, c0, r2, r3, t2, t3, real, length, H)
+            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H)
         else:
             t1 = time(step + 1, steps, BACKWARDS)
-            s1 = _load_saved(gates, dy, cells, c0, r1, r2, t1, t2, real, length, H)
+            s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H)
         t = time(step, steps, BACKWARDS)
-        dh, dc = _backward_step(k, dh, dc, w, shared0, dgates, r0, t, real, length, lengths, H, P)
-        k = _factors(s1, P)
+        dh, dc = _backward_step(
+            k, dh, dc, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P
+        )
+        k = _factors(s1, c, P)
+        c = k[7]
         if DEEP:
-            s1 = _load_saved(gates, dy, cells, c0, r3, r4, t3, t4, real, length, H)
+            s1 = _load_saved(gates, dy, cells, c0, state, gate, r3, r4, t3, t4, real, length, H)
         else:
-            s0 = _load_saved(gates, dy, cells, c0, r2, r3, t2, t3, real, length, H)
+            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H)
         t = time(step + 1, steps, BACKWARDS)
-        dh, dc = _backward_step(k, dh, dc, w, shared1, dgates, r1, t, real, length, lengths, H, P)
+        dh, dc = _backward_step(
+            k, dh, dc, w, shared1, dgates, gate, r1, t, real, length, lengths, H, P
+        )
         r0 = r2
         r1 = r3
         r2 = r4
-        r3 = row_after_two(offsets, r1, time(step + 5, steps, BACKWARDS), B, BACKWARDS)
-        r4 = row_after_two(offsets, r2, time(step + 6, steps, BACKWARDS), B, BACKWARDS)
+        r3 = row_after_two(offsets, first, r1, time(step + 5, steps, BACKWARDS), B, BACKWARDS)
+        r4 = row_after_two(offsets, first, r2, time(step + 6, steps, BACKWARDS), B, BACKWARDS)
     if steps % 2 == 1:
-        k = _factors(s0, P)
+        k = _factors(s0, c, P)
         t = time(steps - 1, steps, BACKWARDS)
-        dh, dc = _backward_step(k, dh, dc, w, shared0, dgates, r0, t, real, length, lengths, H, P)
-    gl.store(dh0 + state, dh.to(E), mask=mask)
-    gl.store(dc0 + state, dc.to(E), mask=mask)
+        dh, dc = _backward_step(
+            k, dh, dc, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P
+        )
+    gl.store(dh0 + first * H + state, dh.to(E), mask=mask)
+    gl.store(dc0 + first * H + state, dc.to(E), mask=mask)
 
 
 @with_precision
@@ -349,7 +349,7 @@ def lstm_forward(
         return y, h0.clone(), c0.clone(), gates, cells
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
     rows = Rows.of(x, batch, batch_sizes)
-    if i > NARROW:
+    if not narrow(i, h):
         x, i = torch.nn.functional.linear(x, w_ih), 0
     spread = plan(h, batch, x)
     saved = (gates, cells) if save else (None, None)

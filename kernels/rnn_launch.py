@@ -12,19 +12,21 @@ from torch import Tensor
 
 from .rnn_triton import INTERPRETED, Plan
 
-NARROW = 4
-"""Inputs of up to this many features are projected inside the step (4 gates × 4 registers)."""
-
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def supports(dtype: torch.dtype, hidden_size: int) -> str | None:
+def narrow(features: int, hidden_size: int) -> bool:
+    """Whether the input is projected inside the step: its weights take registers, too."""
+    return features <= (4 if hidden_size <= 64 else 2)
+
+
+def supports(dtype: torch.dtype, hidden_size: int, lanes: int = 32) -> str | None:
     """Why the whole-sequence kernels cannot run a layer, or None if they can.
 
     The recurrent weights have to fit in the registers of one multiprocessor, 64 Ki words.
     """
     if dtype in _HALF:
-        largest = 128
+        largest = 128 if lanes == 32 else 64
     elif dtype == torch.float32:
         largest = 64
     else:
@@ -39,23 +41,26 @@ def choose(hidden_size: int, batch: int, dtype: torch.dtype, sms: int, lanes: in
 
     | hidden | dtype | batch | form | rows | lanes a unit | warps |
     |---|---|---|---|---|---|---|
-    | ≤ 32 | any | ≤ SMs, or float32 | vector | 1, 2 past 8 × SMs, 4 past 16 × SMs | 2 | 2 |
-    | ≤ 64 | any | ≤ SMs, or float32 | vector | 1, 2 past 2 × SMs, 4 past 4 × SMs | 2, 4 | 4, 8 |
+    | ≤ 32 | float32; 16 bits: ≤ SMs | ≤ 2 × SMs | vector | 1 | 4 | 4 |
+    | | | more | vector | 1 | 2 | 2 |
+    | ≤ 64 | float32; 16 bits: ≤ SMs | ≤ 2 × SMs | vector | 1 | 2 | 4 |
+    | | | more | vector | 2 | 2 | 4 |
     | ≤ 128 | 16 bits | any other | tensor | 8 | – | hidden / 16 |
 
-    A vector program costs its rows' FMAs, a tensor program the same for 1 to 8 rows; so few rows go
-    to the first. Rows a program are what keeps every program on the chip at once: a second wave of
-    programs takes as long again as the first. Registers let 8 (≤ 32) or 2 (≤ 64) programs share an
+    A vector program costs each of its rows' FMAs, a tensor program the same for 1 to 8 rows: so few
+    rows take the first form. Fewer lanes a unit are fewer instructions in all, more are a shorter
+    chain. Two rows a program keep them all on the chip at once where only two programs fit on an
     SM. AMD (64 lanes) has the vector form only.
     """
     units = next(u for u in (32, 64, 128) if hidden_size <= u)
     half = dtype in _HALF
+    portable = INTERPRETED or lanes != 32
     if half and lanes == 32 and (units == 128 or batch > sms):
-        return Plan(units, 8, 0, units // 16, "portable" if INTERPRETED else "fast")
-    resident = 8 if units == 32 else 2
-    rows = next((r for r in (1, 2) if batch <= r * resident * sms), 4)
-    split = (4 if rows == 4 and units == 64 else 2) * lanes // 32
-    math = "portable" if INTERPRETED or lanes != 32 else "fast" if half else "exact"
+        return Plan(units, 8, 0, units // 16, "portable" if portable else "fast")
+    few = batch <= 2 * sms
+    rows = 1 if units == 32 or few else 2
+    split = (4 if units == 32 and few else 2) * lanes // 32
+    math = "portable" if portable else "fast" if half else "exact"
     return Plan(units, rows, split, units * split // lanes, math, lanes)
 
 

@@ -132,17 +132,16 @@ def _reciprocal(x, P: tl.constexpr):
 
 @gluon.jit
 def tanh(x, P: tl.constexpr):
-    """Hyperbolic tangent; near 0, where 1 - 2 / (1 + exp(2x)) cancels, Cephes' polynomial."""
+    """Hyperbolic tangent; near 0, where 1 - 2 / (1 + exp(2x)) cancels, a polynomial (2e-9)."""
     if P.math == "fast":
         return _asm(x, "tanh.approx.f32 $0, $1;")
     else:
         z = x * x
-        p = -5.70498872745e-3 * z + 2.06390887954e-2
-        p = p * z - 5.37397155531e-2
-        p = p * z + 1.33314422036e-1
-        p = p * z - 3.33332819422e-1
+        p = 1.875122e-2 * z - 5.356414e-2
+        p = p * z + 1.3331235e-1
+        p = p * z - 3.3333299e-1
         far = 1.0 - 2.0 * _reciprocal(1.0 + _exp2(x * 2.8853900817779268, P), P)
-        return gl.where(gl.abs(x) < 0.625, p * z * x + x, far)
+        return gl.where(gl.abs(x) < 0.4, p * z * x + x, far)
 
 
 @gluon.jit
@@ -158,12 +157,19 @@ def sigmoid(x, P: tl.constexpr):
 
 
 @gluon.jit
-def weight(w, H: tl.constexpr, UNIT: tl.constexpr, COLUMN: tl.constexpr, P: tl.constexpr):
-    """One gate's weights [unit, column], zero past H; UNIT and COLUMN are their strides."""
+def weights(
+    w, GATES: tl.constexpr, UNIT: tl.constexpr, COLUMN: tl.constexpr,
+    H: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Each gate's [unit, column], zero past H; UNIT and COLUMN are their strides in w [_, H]."""
     j = gl.arange(0, P.units, gl.SliceLayout(1, P.weight))[:, None]
     k = gl.arange(0, P.units, gl.SliceLayout(0, P.weight))[None, :]
-    value = gl.load(w + j * UNIT + k * COLUMN, mask=(j < H) & (k < H), other=0.0)
-    return value.to(gl.float32) if P.split else value
+    at = w + j * UNIT + k * COLUMN
+    values = ()
+    for g in gl.static_range(GATES):
+        value = gl.load(at + g * H * H, mask=(j < H) & (k < H), other=0.0)
+        values = values + (value.to(gl.float32) if P.split else value,)
+    return values
 
 
 @gluon.jit
@@ -226,17 +232,32 @@ def total(parts, P: tl.constexpr):
 
 @gluon.jit
 def sequences(lengths, T, B, P: tl.constexpr):
-    """Sequences b [1, row], units j [unit, 1], sequences' lengths [1, row], the longest's steps."""
+    """This program's first sequence (int64), its sequences' lengths [1, row], the longest's steps.
+
+    Addresses are a scalar, from the first sequence, plus `places` [unit, row] that fit in 32 bits.
+    """
     first = gl.program_id(0) * P.rows
     b = first + gl.arange(0, P.rows, gl.SliceLayout(0, P.state))
-    j = gl.arange(0, P.units, gl.SliceLayout(1, P.state))
     if lengths is None:
         length = gl.where(b < B, T, 0)
         steps = T
     else:
         length = gl.load(lengths + b, mask=b < B, other=0)
         steps = gl.load(lengths + first)
-    return b.to(gl.int64)[None, :], j[:, None], length[None, :], steps
+    return first.to(gl.int64), length[None, :], steps
+
+
+@gluon.jit
+def unit(P: tl.constexpr):
+    """The units, [unit, 1]."""
+    return gl.arange(0, P.units, gl.SliceLayout(1, P.state))[:, None]
+
+
+@gluon.jit
+def places(ROW: tl.constexpr, P: tl.constexpr):
+    """Where [unit, row] lies from the first sequence's row, if rows are ROW elements apart."""
+    b = gl.arange(0, P.rows, gl.SliceLayout(0, P.state))[None, :]
+    return b * ROW + unit(P)
 
 
 @gluon.jit
@@ -246,18 +267,18 @@ def time(step, steps, BACKWARDS: tl.constexpr):
 
 
 @gluon.jit
-def row(offsets, t, B):
-    """First row of time t, int64; packed offsets have four more at either end, for early loads."""
-    return B.to(gl.int64) * t if offsets is None else gl.load(offsets + 4 + t)
+def row(offsets, first, t, B):
+    """Row of sequence `first` at time t; offsets have four more at either end, for early loads."""
+    return first + (B.to(gl.int64) * t if offsets is None else gl.load(offsets + 4 + t))
 
 
 @gluon.jit
-def row_after_two(offsets, before, t, B, BACKWARDS: tl.constexpr):
-    """First row of time t, which the walk visits two steps after the one with row `before`."""
+def row_after_two(offsets, first, before, t, B, BACKWARDS: tl.constexpr):
+    """Row of sequence `first` at time t, which the walk visits two steps after row `before`."""
     if offsets is None:
         return before - 2 * B if BACKWARDS else before + 2 * B
     else:
-        return gl.load(offsets + 4 + t)
+        return first + gl.load(offsets + 4 + t)
 
 
 @gluon.jit
@@ -282,13 +303,17 @@ def load_all(base, mask, COUNT: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @gluon.jit
-def input_pointers(x, b, j, skew, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr):
+def input_places(skew, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
     """Where [unit, row] finds its input: features that all units share, or projected gates.
 
     `skew` is 0, which the compiler does not know: it would see that a program of one sequence loads
     one number, move it to a uniform register, and wait for it there and then.
     """
-    return x + (b * IN + j * skew) if IN else x + (b * (GATES * H) + j)
+    if IN:
+        b = gl.arange(0, P.rows, gl.SliceLayout(0, P.state))[None, :]
+        return b * IN + unit(P) * skew
+    else:
+        return places(GATES * H, P)
 
 
 @gluon.jit
@@ -320,6 +345,20 @@ def input_columns(w_ih, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, 
         for d in gl.static_range(IN):
             columns = columns + (units(w_ih + k * H * IN + d, IN, H, P),)
     return columns
+
+
+@gluon.jit
+def input_bias(
+    b_ih, b_hh, GATES: tl.constexpr, BOTH: tl.constexpr, H: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """The input's share of each gate's bias: b_ih, and for the first BOTH gates b_hh."""
+    bias = ()
+    for g in gl.static_range(GATES):
+        value = units(None if b_ih is None else b_ih + g * H, 1, H, P)
+        if b_hh is not None and g < BOTH:
+            value = value + units(b_hh + g * H, 1, H, P)
+        bias = bias + (value,)
+    return bias
 
 
 @gluon.jit
