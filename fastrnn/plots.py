@@ -1,0 +1,69 @@
+"""Pictures of a run. matplotlib loads here, on first use, and draws to files only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fastrnn import runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture as PNG, atomically."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    runs.write(path, content.getvalue())
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """A panel for each figure that training and validation share, over the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(4.8 * len(names), 3.6), layout="constrained")
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for split in ("train", "validation"):
+            values = [row[f"{split}_{name}"] for row in history]
+            panel.plot(epochs, values, label=split, marker="." if len(epochs) < 50 else None)
+        panel.set(xlabel="epoch", title=name)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False)
+    return figure
+
+
+def confusion(counts: Tensor) -> Figure:
+    """Counts [classes, classes] of true (rows) and predicted (columns) labels."""
+    from matplotlib.figure import Figure
+
+    classes = len(counts)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    figure = Figure(figsize=(5.6, 5.2), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for true in range(classes):
+        for predicted in range(classes):
+            if count := int(counts[true, predicted]):
+                shade = "white" if shares[true, predicted] > 0.5 else "black"
+                panel.text(
+                    predicted, true, str(count), ha="center", va="center", color=shade, fontsize=8
+                )
+    accuracy = counts.trace() / counts.sum()
+    panel.set(
+        xticks=range(classes),
+        yticks=range(classes),
+        xlabel="predicted",
+        ylabel="true",
+        title=f"test set: {accuracy:.2%} of {int(counts.sum()):,} right",
+    )
+    return figure

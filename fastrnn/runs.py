@@ -1,0 +1,123 @@
+"""A run's folder: what a training leaves on disk, and how it survives being killed.
+
+::
+
+    config.json                   the task, the preset and every setting
+    metrics.csv                   one row an epoch
+    checkpoints/last.safetensors  everything a run needs to go on: weights, optimiser, random state,
+                                  position, metrics so far, and the best weights
+    checkpoints/best.safetensors  the weights that were best on validation, as a plain state_dict
+    summary.json                  the result; there only when the run is finished
+    curves.png, ...               pictures
+
+``last.safetensors`` alone is the state, so one atomic rename commits it; ``metrics.csv`` and
+``best.safetensors`` are derived from it and written again when a run goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class RunError(Exception):
+    """A run's folder cannot be used; the message is one line that says why and what to do."""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replaces a file; whenever the process dies, either the old or the new one is there, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # makes the rename itself durable
+    finally:
+        os.close(folder)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one training."""
+
+    folder: Path
+
+    @property
+    def last(self) -> Path:
+        """The whole state: :mod:`fastrnn.checkpoints`."""
+        return self.folder / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights that were best on validation."""
+        return self.folder / "checkpoints" / "best.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return (self.folder / "summary.json").exists()
+
+    @classmethod
+    def create(cls, folder: Path, config: Mapping[str, Any]) -> Run:
+        """Makes a new folder, which appears with its config.json in one rename.
+
+        Raises:
+            RunError: there is something at this place already.
+        """
+        taken = RunError(f"{folder} exists and is not empty: choose another --out, or --resume it")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise taken
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        (temporary / "checkpoints").mkdir(parents=True)
+        write(temporary / "config.json", _json(config))
+        try:
+            temporary.rename(folder)  # replaces an empty folder, and refuses any other
+        except OSError:
+            shutil.rmtree(temporary)
+            raise taken from None
+        return cls(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> tuple[Run, dict[str, Any]]:
+        """An existing run and the content of its config.json.
+
+        Raises:
+            RunError: the folder holds no run, or its config.json is damaged.
+        """
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{folder} is not a run: there is no config.json in it") from None
+        except ValueError as error:
+            raise RunError(f"{path} is damaged ({error}): start a new run") from None
+        if not isinstance(config, dict) or not isinstance(config.get("task"), str):
+            raise RunError(f"{path} is damaged (it names no task): start a new run")
+        return cls(folder), config
+
+    def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Writes metrics.csv; all rows have the same columns."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+        write(self.folder / "metrics.csv", text.getvalue().encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, which marks the run as finished."""
+        write(self.folder / "summary.json", _json(summary))
