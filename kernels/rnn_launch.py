@@ -41,7 +41,7 @@ def choose(hidden_size: int, batch: int, dtype: torch.dtype, sms: int, lanes: in
 
     | hidden | dtype | batch | form | rows | lanes a unit | warps |
     |---|---|---|---|---|---|---|
-    | ≤ 32 | float32; 16 bits: ≤ SMs | ≤ 2 × SMs | vector | 1 | 4 | 4 |
+    | ≤ 32 | float32; 16 bits: ≤ 4 × SMs | ≤ 2 × SMs | vector | 1 | 4 | 4 |
     | | | more | vector | 1 | 2 | 2 |
     | ≤ 64 | float32; 16 bits: ≤ SMs | ≤ 2 × SMs | vector | 1 | 2 | 4 |
     | | | more | vector | 2 | 2 | 4 |
@@ -55,7 +55,8 @@ def choose(hidden_size: int, batch: int, dtype: torch.dtype, sms: int, lanes: in
     units = next(u for u in (32, 64, 128) if hidden_size <= u)
     half = dtype in _HALF
     portable = INTERPRETED or lanes != 32
-    if half and lanes == 32 and (units == 128 or batch > sms):
+    crowded = batch > (4 if units == 32 else 1) * sms
+    if half and lanes == 32 and (units == 128 or crowded):
         return Plan(units, 8, 0, units // 16, "portable" if portable else "fast")
     few = batch <= 2 * sms
     rows = 1 if units == 32 or few else 2

@@ -1,0 +1,226 @@
+"""What one step of the Triton kernels' time loop costs, read from machine code; needs no GPU.
+
+Each kernel that the heuristic can pick is compiled with Triton's own ptxas and disassembled with
+its cuobjdump. The time loop is the longest backward branch; it holds two steps: counts are halved.
+
+    python -m benchmarks.step_costs            print the table
+    python -m benchmarks.step_costs --write    and keep it in step_costs.json, which tests hold
+                                               every later version to
+
+The floor, written down before anything was measured (H100, H200; cycles at about 1.75 GHz). A step
+is one chain: h through shared memory, the product, the gates, and back. Steps cannot overlap.
+
+| part of a forward step | vector, H 32 | vector, H 64 | tensor, H 64 | tensor, H 128 |
+|---|---|---|---|---|
+| store h, barrier, load h | 30 + 20 + 30 | 30 + 20 + 45 | 35 + 20 + 35 | 35 + 30 + 45 |
+| product (32 FMAs a cycle, or an HMMA in 6.5, on each of 4 schedulers) | 40 | 130 | 110 | 420 |
+| its end: shuffles, or the last HMMA | 50 | 25 | 33 | 33 |
+| sigmoid, c, tanh, h | 160 | 160 | 170 | 190 |
+| sum, cycles | 330 | 410 | 405 | 755 |
+| sum, µs | 0.19 | 0.23 | 0.23 | 0.43 |
+
+(vector: float32, one row, 2 special functions for an activation; tensor: 8 rows, 16 bits, 1.)
+A backward step keeps about 40 cycles of the gates on its chain, and moves four times as much
+through shared memory: 0.15, 0.22, 0.2 and 0.5 µs. Programs on one SM add up their instructions: at
+4 rows an SM, vector H 32 issues 4 rows × 2 warps × 150 / 4 schedulers = 300, still its chain; H 64
+issues 2 programs × 4 warps × 415 / 4 = 830, which is then the bound. Predicted forward for T = 784,
+B = 200: 0.15 to 0.2 ms at H 32 and 64, 0.35 ms at H 128 in 16 bits. None of this is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TABLE = Path(__file__).with_name("step_costs.json")
+STEPS_A_TURN = 2
+SMS = 132
+_POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as compiled.
+
+    Args:
+        cell: lstm or gru.
+        way: inference, forward (training) or backward.
+        dtype: of all tensors but the layout's.
+        hidden: H.
+        batch: B, from which the heuristic picks form and rows.
+        features: input size; wide ones are projected outside.
+        packed: with a PackedSequence's layout.
+        arch: compute capability times 10, or gfx942.
+    """
+
+    cell: str
+    way: str
+    dtype: torch.dtype
+    hidden: int
+    batch: int
+    features: int = 1
+    packed: bool = False
+    arch: int | str = 90
+
+    @property
+    def name(self) -> str:
+        """The case's key in the table."""
+        layout = "packed" if self.packed else "padded"
+        dtype = str(self.dtype).removeprefix("torch.")
+        size = f"H={self.hidden} B={self.batch} I={self.features}"
+        return f"{self.cell} {self.way} {dtype} {size} {layout} {self.arch}"
+
+
+def cases() -> Iterator[Case]:
+    """Every form × dtype × size that the heuristic can pick."""
+    half, single = torch.bfloat16, torch.float32
+    sizes = [(single, 32, 132), (single, 32, 500), (single, 64, 200), (single, 64, 500)]
+    sizes += [(half, 32, 16), (half, 32, 500), (half, 64, 16), (half, 64, 500), (half, 128, 500)]
+    sizes += [(half, 32, 2000), (torch.float16, 128, 200), (half, 100, 200), (single, 31, 17)]
+    for arch in (90, 80):
+        for cell in ("lstm", "gru"):
+            for way in ("inference", "forward", "backward"):
+                for dtype, hidden, batch in sizes:
+                    yield Case(cell, way, dtype, hidden, batch, arch=arch)
+                    if arch == 90:
+                        yield Case(cell, way, dtype, hidden, batch, packed=True)
+                        if way != "backward":
+                            features = 4 if hidden <= 64 else 2
+                            yield Case(cell, way, dtype, hidden, batch, features)
+                            yield Case(cell, way, dtype, hidden, batch, features=28)
+    for cell in ("lstm", "gru"):
+        for way in ("inference", "backward"):
+            for hidden in (32, 64):
+                yield Case(cell, way, single, hidden, 200, arch="gfx942")
+
+
+def _compile(case: Case) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from fastrnn.kernels import rnn_launch
+
+    nvidia = isinstance(case.arch, int)
+    lanes = 32 if nvidia else 64
+    plan = rnn_launch.choose(case.hidden, case.batch, case.dtype, SMS, lanes)
+    module = importlib.import_module(f"fastrnn.kernels.{case.cell}_triton")
+    way = "backward" if case.way == "backward" else "forward"
+    kernel = getattr(module, f"{case.cell}_{way}_kernel")
+    features = case.features if rnn_launch.narrow(case.features, case.hidden) else 0
+    constants: dict[str, Any] = {"IN": features, "H": case.hidden, "P": plan, "REVERSE": False}
+    types = {"T": "i32", "B": "i32", "skew": "i32", "offsets": "*i64", "lengths": "*i32"}
+    absent = [] if case.packed else ["offsets", "lengths"]
+    absent += ["gates", "cells"] if case.way == "inference" else []
+    constants |= dict.fromkeys(absent)
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, _POINTERS[case.dtype])
+        for name in kernel.arg_names
+    }
+    target = GPUTarget("cuda", case.arch, 32) if nvidia else GPUTarget("hip", case.arch, 64)
+    source = GluonASTSource(kernel, signature, constants, {})
+    return triton.compile(source, target=target, options={"num_warps": plan.warps})
+
+
+def _disassemble(cubin: bytes) -> tuple[str, list[tuple[int, str]]]:
+    """The resource report and the instructions with their addresses."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = [
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
+            for option in ("-res-usage", "-sass")
+        ]
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text[1].stdout)
+    return text[0].stdout, [(int(address, 16), code) for address, code in found]
+
+
+def _operation(code: str) -> str:
+    return re.sub(r"^@!?U?P\w+\s+", "", code).split()[0].split(".")[0]
+
+
+def time_loop(instructions: list[tuple[int, str]]) -> list[str]:
+    """The instructions of the longest loop."""
+    loops = [
+        (int(target[1], 16), address)
+        for address, code in instructions
+        if (target := re.search(r"\bBRA\b.*0x([0-9a-f]+)", code)) and int(target[1], 16) < address
+    ]
+    first, last = max(loops, key=lambda loop: loop[1] - loop[0])
+    return [code for address, code in instructions if first <= address <= last]
+
+
+def cost(case: Case) -> dict[str, float]:
+    """What a kernel takes, and what one of its steps does, by thread."""
+    compiled = _compile(case)
+    if not isinstance(case.arch, int):
+        text = compiled.asm["amdgcn"]
+        spilled = re.search(r"\.vgpr_spill_count:\s+(\d+)", text)
+        registers = re.search(r"\.vgpr_count:\s+(\d+)", text)
+        assert spilled is not None
+        assert registers is not None
+        return {"registers": int(registers[1]), "spills": int(spilled[1])}
+    report, instructions = _disassemble(compiled.asm["cubin"])
+    resources = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert resources is not None
+    everywhere = collections.Counter(_operation(code) for _, code in instructions)
+    body = time_loop(instructions)
+    loop = collections.Counter(_operation(code) for code in body)
+    groups = {
+        "barriers": ["BAR"],
+        "shared_reads": ["LDS", "LDSM"],
+        "shared_writes": ["STS", "STSM"],
+        "shuffles": ["SHFL"],
+        "special": ["MUFU"],
+        "fma": ["FFMA"],
+        "mma": ["HMMA"],
+        "loads": ["LDG"],
+        "stores": ["STG"],
+        "local": ["LDL", "STL"],
+    }
+    return {
+        "registers": int(resources[1]),
+        "spills": everywhere["LDL"] + everywhere["STL"],
+        "stack": int(resources[2]),
+        "shared": compiled.metadata.shared,
+        "instructions": len(body) / STEPS_A_TURN,
+        **{key: sum(loop[op] for op in ops) / STEPS_A_TURN for key, ops in groups.items()},
+    }
+
+
+def main() -> None:
+    """Compile every case and print, or keep, what it costs."""
+    import triton
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--write", action="store_true", help=f"keep the table in {TABLE.name}")
+    table: dict[str, Any] = {"triton": triton.__version__, "cases": {}}
+    arguments = parser.parse_args()
+    for case in cases():
+        table["cases"][case.name] = cost(case)
+        print(case.name, json.dumps(table["cases"][case.name]), flush=True)
+    if arguments.write:
+        rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in table["cases"].items()]
+        text = ",\n".join(rows)
+        TABLE.write_text(
+            f'{{\n  "triton": "{triton.__version__}",\n  "cases": {{\n{text}\n  }}\n}}\n'
+        )
+
+
+if __name__ == "__main__":
+    main()

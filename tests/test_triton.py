@@ -1,0 +1,356 @@
+"""The Triton kernels' numbers against torch.nn in float64: on a GPU, and interpreted on any CPU.
+
+    TRITON_INTERPRET=1 python tests/test_triton.py        every interpreted case's errors, as JSON
+
+The variable has to be set before Triton is imported, so the tests of the interpreted kernels run
+this file as a process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+TOLERANCE = {  # outputs and states, gradients: design, section 6
+    torch.float32: (1e-6, 1e-5),
+    torch.bfloat16: (1e-2, 2e-2),
+    torch.float16: (2e-3, 5e-3),
+}
+WHOLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One comparison; `sms` steers the heuristic: 0 takes the tensor form where it exists."""
+
+    cell: str
+    dtype: torch.dtype
+    steps: int
+    batch: int
+    features: int
+    hidden: int
+    packed: bool = False
+    reverse: bool = False
+    bias: bool = True
+    scale: float = 1.0  # of the weights: 100 saturates every gate
+    sms: int = 132
+
+    @property
+    def name(self) -> str:
+        size = f"T{self.steps}-B{self.batch}-I{self.features}-H{self.hidden}"
+        words = [self.cell, str(self.dtype).removeprefix("torch."), size]
+        words += ["packed"] * self.packed + ["reverse"] * self.reverse
+        words += ["no_bias"] * (not self.bias) + ["saturated"] * (self.scale > 1)
+        words += [f"sms{self.sms}"] * (self.sms != 132)
+        return "-".join(words)
+
+
+def cases() -> Iterator[Case]:
+    """Small enough for the interpreter: every form, layout, direction and odd size once or more."""
+    for cell in ("lstm", "gru"):
+        yield Case(cell, WHOLE, 1, 1, 1, 1)
+        yield Case(cell, WHOLE, 5, 3, 1, 31)
+        yield Case(cell, WHOLE, 4, 3, 3, 5, packed=True, reverse=True)
+        yield Case(cell, WHOLE, 3, 3, 28, 32, packed=True, sms=1)
+        yield Case(cell, WHOLE, 2, 3, 1, 33, reverse=True, bias=False, sms=1)
+        yield Case(cell, WHOLE, 4, 1, 1, 32, scale=100)
+        yield Case(cell, HALF, 3, 2, 1, 20)
+        yield Case(cell, HALF, 33, 17, 3, 32, packed=True, sms=0)
+        yield Case(cell, BRAIN, 6, 17, 1, 64, reverse=True, sms=0)
+        yield Case(cell, HALF, 5, 3, 28, 100, packed=True, reverse=True)
+        yield Case(cell, BRAIN, 4, 9, 1, 128, bias=False)
+        yield Case(cell, HALF, 4, 3, 1, 128, scale=100)
+
+
+def gpu_cases() -> Iterator[Case]:
+    """The same, and design's sizes, which only a GPU runs in reasonable time."""
+    yield from cases()
+    for cell in ("lstm", "gru"):
+        for dtype in TOLERANCE:
+            for hidden in (1, 5, 31, 32, 64) if dtype == WHOLE else (5, 32, 64, 100, 128):
+                for batch in (1, 3, 17, 200):
+                    for packed in (False, True):
+                        yield Case(cell, dtype, 33, batch, 3, hidden, packed, reverse=batch == 3)
+                yield Case(cell, dtype, 784, 500, 1, hidden)
+                yield Case(cell, dtype, 28, 64, 28, hidden, reverse=True)
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """||found - wanted|| / ||wanted||; NaN unless every element was written."""
+    difference = (found.double().cpu() - wanted.cpu()).norm()
+    return float(difference / wanted.cpu().norm().clamp_min(1e-300)) if difference else 0.0
+
+
+def _round(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype).double()
+
+
+def _make(case: Case) -> tuple[torch.nn.RNNBase, Tensor, list[Tensor], Tensor | None]:
+    """A module of torch.nn in float64, its input's rows, initial states and batch sizes."""
+    generator = torch.Generator().manual_seed(0)
+    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell](
+        case.features, case.hidden, bias=case.bias, bidirectional=case.reverse, dtype=torch.float64
+    )
+    bound = case.scale * case.hidden**-0.5
+    for p in module.parameters():
+        p.data.uniform_(-bound, bound, generator=generator)
+        p.data = _round(p.data, case.dtype)
+    x = torch.randn(case.steps, case.batch, case.features, generator=generator).double()
+    shape = (case.batch, case.hidden)
+    states = [torch.randn(shape, generator=generator) / 2 for _ in range(2)]
+    states = states[: 2 if case.cell == "lstm" else 1]
+    batch_sizes = None
+    rows = x.flatten(0, 1)
+    if case.packed:
+        lengths = torch.randint(1, case.steps + 1, (case.batch,), generator=generator)
+        lengths[0] = case.steps
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths.sort(descending=True)[0])
+        rows, batch_sizes = packed.data, packed.batch_sizes
+    return module, _round(rows, case.dtype), [_round(s, case.dtype) for s in states], batch_sizes
+
+
+def _oracle(
+    case: Case, module: torch.nn.RNNBase, x: Tensor, states: list[Tensor], sizes: Tensor | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs [y, states] and the leaves [x, states, weights, biases] they depend on."""
+    x = x.clone().requires_grad_()
+    states = [s.clone().requires_grad_() for s in states]
+    given = x.view(case.steps, case.batch, -1) if sizes is None else x
+    pads = [torch.zeros_like(s) for s in states]
+    first = [
+        torch.stack([p, s] if case.reverse else [s]) for p, s in zip(pads, states, strict=True)
+    ]
+    wrapped = given if sizes is None else torch.nn.utils.rnn.PackedSequence(given, sizes)
+    y, last = module(wrapped, tuple(first) if case.cell == "lstm" else first[0])
+    y = y.flatten(0, 1) if sizes is None else y.data
+    last = [h[-1] for h in (last if case.cell == "lstm" else [last])]
+    weights = [p for n, p in module.named_parameters() if n.endswith("_reverse") == case.reverse]
+    return [y[:, -case.hidden :], *last], [x, *states, *weights]
+
+
+def compare(case: Case, device: str) -> dict[str, float]:
+    """Every output's and gradient's error, by name."""
+    from fastrnn.kernels import gru_triton, lstm_triton, rnn_launch
+
+    kernels = {"lstm": lstm_triton, "gru": gru_triton}[case.cell]
+    module, rows, first, sizes = _make(case)
+    wanted, leaves = _oracle(case, module, rows, first, sizes)
+    seeds = [_round(torch.randn_like(w), case.dtype) for w in wanted]
+    gradients = torch.autograd.grad(wanted, leaves, seeds)
+
+    def give(t: Tensor) -> Tensor:
+        return t.detach().to(device, case.dtype).contiguous()
+
+    def plan(hidden: int, batch: int, like: Tensor) -> rnn_launch.Plan:
+        return rnn_launch.choose(hidden, batch, like.dtype, case.sms)
+
+    kernels.plan = plan
+    x, *states = [give(t) for t in leaves[: 1 + len(first)]]
+    weights = [give(p) for p in leaves[1 + len(first) :]] + [None] * (0 if case.bias else 2)
+    names = ["y", "h_n", "c_n"][: len(wanted)]
+    forward = getattr(kernels, f"{case.cell}_forward")
+    backward = getattr(kernels, f"{case.cell}_backward")
+    # Fills what torch.empty returns with NaN, so that an element nobody writes shows.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        *found, gates = forward(x, *states, *weights, sizes, case.reverse, True)[: len(wanted) + 1]
+        saved = forward(x, *states, *weights, sizes, case.reverse, True)[len(wanted) :]
+        plain = forward(x, *states, *weights, sizes, case.reverse, False)
+        results = backward(
+            *map(give, seeds), x, *states, *weights[:2], found[0], *saved, sizes, case.reverse, True
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not gates.isnan().any()
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=False))
+    errors = {n: error(f, w) for n, f, w in zip(names, found, wanted, strict=True)}
+    labels = [*["dx", "dh0", "dc0"][: 1 + len(first)], "dw_ih", "dw_hh", "db_ih", "db_hh"]
+    pairs = zip(labels, results, gradients, strict=False)
+    return errors | {n: error(f, w) for n, f, w in pairs}
+
+
+def failures(case: Case, errors: dict[str, float]) -> dict[str, float]:
+    """The errors above the tolerance; a NaN is above any, and saturated gates ask for no more.
+
+    Their weights amplify any rounding, torch.nn's own in the same dtype as well.
+    """
+    forward, backward = TOLERANCE[case.dtype] if case.scale == 1 else (1.0, 1.0)
+    return {
+        name: value
+        for name, value in errors.items()
+        if not value <= (backward if name.startswith("d") else forward)
+    }
+
+
+def non_finite(device: str) -> dict[str, bool]:
+    """Whether NaN and infinity reach the sequence they are in, from their step on, and no other."""
+    from fastrnn.kernels import gru_triton, lstm_triton
+
+    results = {}
+    for cell, kernels in (("lstm", lstm_triton), ("gru", gru_triton)):
+        for dtype, hidden in ((WHOLE, 8), (HALF, 128)):
+            module, x, states, _ = _make(Case(cell, dtype, 3, 3, 1, hidden))
+            given = [t.detach().to(device, dtype) for t in (x, *states, *module.parameters())]
+            given[0][4] = torch.nan  # step 1, sequence 1
+            y = getattr(kernels, f"{cell}_forward")(*given, None, False, False)[0]
+            y = y.view(3, 3, hidden).isnan()
+            spread = bool(y[1:, 1].all() and not y[0].any() and not y[:, ::2].any())
+            given[0][4] = torch.inf
+            y = getattr(kernels, f"{cell}_forward")(*given, None, False, False)[0]
+            results[f"{cell} {dtype}"] = spread and not bool(y.isnan().any())
+    return results
+
+
+def empty_batch(device: str) -> list[tuple[int, ...]]:
+    """Shapes of an LSTM's results and gradients for no sequence at all."""
+    from fastrnn.kernels.lstm_triton import lstm_backward, lstm_forward
+
+    x, h = torch.empty(0, 2, device=device), torch.empty(0, 3, device=device)
+    weights = [torch.zeros(12, n, device=device) for n in (2, 3)]
+    out = lstm_forward(x, h, h, *weights, None, None, None, False, True)
+    grads = lstm_backward(*out[:3], x, h, h, *weights, out[0], *out[3:], None, False, True)
+    return [tuple(t.shape) for t in (*out, *grads)]
+
+
+CASES = list(cases())
+GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """What this file reports from a process in which Triton interprets."""
+    script = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::RuntimeWarning", script],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(script.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def named(case: Case) -> str:
+    return case.name
+
+
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_interpreted_results_and_gradients_are_those_of_torch_nn_in_float64(
+    case: Case, interpreted: dict[str, Any]
+) -> None:
+    assert not failures(case, interpreted["cases"][case.name])
+
+
+def test_interpreted_nan_and_inf_stay_in_their_sequence(interpreted: dict[str, Any]) -> None:
+    assert all(interpreted["non_finite"].values()), interpreted["non_finite"]
+
+
+def test_interpreted_empty_batch_gives_empty_results_and_zero_gradients(
+    interpreted: dict[str, Any],
+) -> None:
+    assert interpreted["empty_batch"][:3] == [[0, 3]] * 3
+    assert interpreted["empty_batch"][-3:] == [[12, 2], [12, 3], [12]]
+
+
+def test_the_comparison_catches_a_result_that_is_off_by_a_thousandth() -> None:
+    case = CASES[0]
+    right = torch.randn(100, dtype=torch.float64)
+    assert failures(case, {"y": error(right * 1.001, right)})
+    assert failures(case, {"y": error(right * torch.nan, right)})
+
+
+if GPU:  # not collected elsewhere
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("case", list(gpu_cases()), ids=named)
+    def test_gpu_results_and_gradients_are_those_of_torch_nn_in_float64(case: Case) -> None:
+        assert not failures(case, compare(case, "cuda"))
+
+    @pytest.mark.gpu
+    def test_gpu_nan_and_inf_stay_in_their_sequence() -> None:
+        assert all(non_finite("cuda").values())
+
+    def layer(batch: int, steps: int, hidden: int = 32) -> tuple[torch.Tensor, ...]:
+        x, h = torch.randn(steps * batch, 1), torch.randn(batch, hidden)
+        weights = [torch.randn(3 * hidden, n) / hidden for n in (1, hidden)]
+        return tuple(t.cuda() for t in (x, h, *weights))
+
+    @pytest.mark.gpu
+    def test_a_graph_replays_on_another_stream_with_new_input() -> None:
+        from fastrnn.kernels.gru_triton import gru_forward
+
+        x, h, *weights = layer(64, 20)
+
+        def run() -> torch.Tensor:
+            return gru_forward(x, h, *weights, None, None, None, False, False)[0]
+
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = run()
+        x.normal_()
+        with torch.cuda.stream(torch.cuda.Stream()) as stream:
+            graph.replay()
+            torch.cuda.current_stream().synchronize()
+        assert stream is None or stream
+        assert torch.equal(y, run())
+
+    @pytest.mark.gpu
+    def test_the_last_device_works_while_the_first_is_current() -> None:
+        from fastrnn.kernels.gru_triton import gru_forward
+
+        last = torch.device("cuda", torch.cuda.device_count() - 1)
+        x, h, *weights = (t.to(last) for t in layer(3, 5))
+        with torch.cuda.device(0):
+            y = gru_forward(x, h, *weights, None, None, None, False, False)[0]
+        assert y.device == last
+        assert y.isfinite().all()
+
+    @pytest.mark.gpu
+    def test_new_steps_and_batches_compile_nothing() -> None:
+        from fastrnn.kernels.gru_triton import gru_forward, gru_forward_kernel
+
+        def compiled() -> int:
+            return sum(len(cache[0]) for cache in gru_forward_kernel.device_caches.values())
+
+        gru_forward(*layer(3, 5), None, None, None, False, False)
+        before = compiled()
+        for batch, steps in ((1, 1), (16, 16), (17, 784), (128, 2)):
+            gru_forward(*layer(batch, steps), None, None, None, False, False)
+        assert compiled() == before
+
+    @pytest.mark.gpu
+    def test_rows_past_two_to_the_31st_element_are_right() -> None:
+        from fastrnn.kernels.gru_triton import gru_forward
+
+        hidden, batch, steps = 128, 1000, 17_000
+        if torch.cuda.mem_get_info()[0] < 8 << 30:
+            pytest.skip("needs 8 GB of GPU memory")
+        x, h, *weights = (t.half() for t in layer(batch, 1, hidden))
+        x = torch.randn(steps * batch, 1, device="cuda", dtype=torch.half)
+        y = gru_forward(x, h, *weights, None, None, None, False, False)[0]
+        assert y.numel() > 1 << 31
+        start = y[-4 * batch : -3 * batch].contiguous()
+        tail = gru_forward(x[-3 * batch :], start, *weights, None, None, None, False, False)[0]
+        torch.testing.assert_close(y[-3 * batch :], tail, rtol=0, atol=5e-3)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    report = {
+        "cases": {case.name: compare(case, "cpu") for case in CASES},
+        "non_finite": non_finite("cpu"),
+        "empty_batch": empty_batch("cpu"),
+    }
+    print(json.dumps(report))
