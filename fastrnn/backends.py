@@ -19,12 +19,13 @@ import contextlib
 import contextvars
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+Function = TypeVar("Function", bound=Callable[..., object])
 NAMES = ("cpu", "triton", "torch", "reference")
 
 # Looking at os.environ in each call would cost as much as a small step's other checks together.
@@ -77,7 +78,13 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-@torch.compiler.assume_constant_result
+def _constant_in_graphs(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result does, but importing Dynamo takes a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant_in_graphs
 def forced_backend() -> str | None:
     """The backend that the context manager or, behind it, the environment asks for."""
     return _forced.get()
@@ -129,7 +136,7 @@ def _cpu_unsupported(call: Call) -> str | None:
     return native_load_error()
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def native_load_error() -> str | None:
     """Why the native CPU library cannot be used; None if it can."""
     from fastrnn.kernels import native
@@ -143,7 +150,7 @@ def _triton_unsupported(call: Call) -> str | None:
     return triton_load_error() or _triton_limits(call.dtype, call.hidden_size)
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def triton_load_error() -> str | None:
     """Why the Triton kernels cannot be used on this machine's GPUs; None if they can."""
     if importlib.util.find_spec("triton") is None:
@@ -155,7 +162,7 @@ def triton_load_error() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _triton_limits(dtype: torch.dtype, hidden_size: int) -> str | None:
     from fastrnn.kernels import rnn_launch
 
