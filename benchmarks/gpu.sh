@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, offline, on a machine with Python, torch, Triton, a C++ compiler, cmake, ninja and
+# pytest; nothing has to be installed. Each part ends within ten minutes.
+#
+#   benchmarks/gpu.sh OUT              every part, one after the other
+#   benchmarks/gpu.sh OUT PART...      build tests sanitize tasks variants float32 bfloat16 float16 large
+#
+# Leaves in OUT: a log for each part, JSON of every measurement, summary.txt.
+set -uo pipefail
+repo=$(cd "$(dirname "$0")/.." && pwd)
+[ $# -ge 1 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
+mkdir -p "$1" && out=$(cd "$1" && pwd)
+shift
+parts=("$@")
+all=(build tests sanitize tasks variants float32 bfloat16 float16 large)
+[ $# -gt 0 ] || parts=("${all[@]}")
+
+# The repository as it is when installed: kernels/ is fastrnn.kernels.
+stage=${FASTRNN_STAGE:-/tmp/fastrnn-stage}
+rm -rf "$stage/fastrnn" && mkdir -p "$stage/fastrnn"
+for file in "$repo"/fastrnn/*; do [ "${file##*/}" = _native ] || ln -sfn "$file" "$stage/fastrnn/"; done
+ln -sfn "$repo/kernels" "$stage/fastrnn/kernels"
+ln -sfn "$stage/native/fastrnn/_native" "$stage/fastrnn/_native"
+for name in benchmarks tests pyproject.toml; do ln -sfn "$repo/$name" "$stage/$name"; done
+cd "$stage" || exit
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+
+compare() { # compare NAME ARGUMENT...
+  python3 -m benchmarks.compare --device cuda --budget 0.5 --json "$out/$1.json" "${@:2}"
+}
+
+build() {
+  cmake -S "$repo" -B "$stage/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_INSTALL_PREFIX="$stage/native" && cmake --build "$stage/build" --target install
+  ls -l "$stage/fastrnn/_native/"
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv
+  python3 - "$out/device.json" <<'PYTHON'
+import json, subprocess, sys
+import torch, triton
+import fastrnn
+p = torch.cuda.get_device_properties(0)
+facts = {"device": p.name, "sms": p.multi_processor_count, "capability": [p.major, p.minor],
+         "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda,
+         "cudnn": torch.backends.cudnn.version(), "fastrnn": fastrnn.backend_info()}
+json.dump(facts, open(sys.argv[1], "w"), indent=1)
+print(json.dumps(facts))
+PYTHON
+}
+
+tests() { python3 -m pytest -q --maxfail 20 --continue-on-collection-errors -p no:cacheprovider -m gpu tests; }
+
+sanitize() {
+  local failed=0
+  for tool in memcheck racecheck synccheck; do
+    echo "== $tool"
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 170 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      python3 -m benchmarks.gpu_variants --smoke || failed=1
+  done
+  return "$failed"
+}
+
+variants() { python3 -m benchmarks.gpu_variants --json "$out/variants.json"; }
+
+tasks() { # issue 3's table: T 784, I 1
+  local failed=0
+  for mode in inference training; do
+    compare "tasks-$mode" --cells LSTM GRU --hidden 32 64 128 --batch 200 500 --steps 784 --mode $mode || failed=1
+    compare "tasks-$mode-3x32" --cells LSTM GRU --hidden 32 --layers 3 --batch 300 500 --steps 784 --mode $mode || failed=1
+  done
+  return "$failed"
+}
+
+grid() { # grid DTYPE HIDDEN...
+  local failed=0 shape
+  for shape in "784 1" "28 28" "128 H" "1024 H"; do
+    compare "grid-$1-T${shape/ /-I}-${2}" --dtype "$1" --cells LSTM GRU --hidden "${@:2}" --batch 1 16 64 200 500 \
+      --steps ${shape% *} --input ${shape#* } --budget 0.15 || failed=1
+  done
+  return "$failed"
+}
+float32() { grid float32 32 64 128; }
+bfloat16() { grid bfloat16 32 64 128; }
+float16() { grid float16 32 64 128; }
+large() { grid float16 256 512 1024; }
+
+export out repo stage
+export -f compare grid "${all[@]}"
+limit=${FASTRNN_PART_SECONDS:-570}
+status=0
+for part in "${parts[@]}"; do
+  [[ " ${all[*]} " = *" $part "* ]] || { echo "gpu.sh: no part $part" >&2; exit 2; }
+  start=$SECONDS
+  timeout "$limit" bash -uo pipefail -c "$part" >"$out/$part.log" 2>&1
+  code=$?
+  [ "$code" -eq 0 ] || status=1
+  { echo "== $part: exit $code, $((SECONDS - start)) s"; tail -n 40 "$out/$part.log"; } | tee -a "$out/summary.txt"
+done
+exit "$status"

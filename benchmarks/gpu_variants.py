@@ -1,0 +1,170 @@
+"""Time the Triton kernels' variants on a GPU, to check and retune the heuristic's table.
+
+    python -m benchmarks.gpu_variants --json FILE      device time of each plan, in µs a step
+    python -m benchmarks.gpu_variants --smoke          each form once, small, for compute-sanitizer
+
+Kernels alone, without the products around them, replayed from a CUDA graph; the median of 20.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def plans(hidden: int, dtype: torch.dtype) -> Iterator[Any]:
+    """Every plan that can run a hidden size."""
+    from fastrnn.kernels.rnn_triton import Plan
+
+    units = next(u for u in (32, 64, 128) if hidden <= u)
+    if units < 128:
+        math = "exact" if dtype == torch.float32 else "fast"
+        for split in {32: (1, 2, 4), 64: (2, 4)}[units]:
+            for rows in (1, 2):
+                yield Plan(units, rows, split, units * split // 32, math)
+    if dtype != torch.float32:
+        yield Plan(units, 8, 0, units // 16, "fast")
+
+
+def calls(
+    cell: str, dtype: torch.dtype, hidden: int, batch: int, steps: int
+) -> dict[str, Callable[[Any], None]]:
+    """A kernel's launch for each of inference, forward and backward, given a plan."""
+    import importlib
+
+    from fastrnn.kernels.rnn_launch import launch
+
+    module = importlib.import_module(f"fastrnn.kernels.{cell}_triton")
+    gates = 4 if cell == "lstm" else 3
+
+    def new(*shape: int) -> Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype) * 0.3
+
+    n = steps * batch
+    x, w_ih, w_hh = new(n, 1), new(gates * hidden, 1), new(gates * hidden, hidden)
+    b_ih, b_hh = new(gates * hidden), new(gates * hidden)
+    y, saved, dgates = new(n, hidden), new(n, 4 * hidden), new(n, 4 * hidden)
+    h0, h_n, dh_n, dh0, c0, c_n, dc_n, dc0 = (new(batch, hidden) for _ in range(8))
+    dy, cells = new(n, hidden), new(n, hidden)
+    lstm = cell == "lstm"
+    # The state's cell half goes to the LSTM only.
+    given = (h0, c0) if lstm else (h0,)
+    last = (h_n, c_n) if lstm else (h_n,)
+    keep = (saved, cells) if lstm else (saved,)
+    none = (None, None) if lstm else (None,)
+
+    def forward(kept: tuple[Tensor | None, ...], plan: Any) -> None:
+        head = (x, w_ih, w_hh, b_ih, b_hh, *given, y, *last, *kept, None, None)
+        kernel = getattr(module, f"{cell}_forward_kernel")
+        launch(kernel, plan, batch, x.device, *head, steps, batch, 0, 1, hidden, plan, False)
+
+    def backward(plan: Any) -> None:
+        head: tuple[Tensor, ...]
+        if lstm:
+            head = (dy, dh_n, dc_n, w_hh, c0, saved, cells, dgates, dh0, dc0)
+        else:
+            head = (dy, dh_n, w_hh, h0, y, saved, dgates, dh0)
+        kernel = getattr(module, f"{cell}_backward_kernel")
+        tail = (None, None, steps, batch, hidden, plan, False)
+        launch(kernel, plan, batch, x.device, *head, *tail)
+
+    return {
+        "inference": lambda plan: forward(none, plan),
+        "forward": lambda plan: forward(keep, plan),
+        "backward": backward,
+    }
+
+
+def seconds(call: Callable[[], None]) -> float:
+    """Device time of a call."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    times = []
+    for _ in range(20):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def measure() -> Iterator[dict[str, Any]]:
+    """Every plan at the sizes that the heuristic tells apart; the chosen one is marked."""
+    from fastrnn.kernels.rnn_launch import choose
+
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    steps = 784
+    for cell in ("lstm", "gru"):
+        for dtype in DTYPES:
+            for hidden in (32, 64) if dtype == torch.float32 else (32, 64, 128):
+                for batch in (16, 200, 500, 2000):
+                    chosen = choose(hidden, batch, dtype, sms)
+                    for way, call in calls(cell, dtype, hidden, batch, steps).items():
+                        for plan in plans(hidden, dtype):
+                            row: dict[str, Any] = {"cell": cell, "way": way, "hidden": hidden}
+                            row |= {"dtype": str(dtype)}
+                            row |= {"batch": batch, "plan": str(plan), "chosen": plan == chosen}
+                            try:
+                                row["us_a_step"] = (
+                                    1e6 * seconds(functools.partial(call, plan)) / steps
+                                )
+                            except Exception as error:  # too many registers, most likely
+                                row["error"] = str(error)[:200]
+                            yield row
+
+
+def smoke() -> None:
+    """Each form and direction once, at a size that a sanitizer can follow."""
+    for cell in ("lstm", "gru"):
+        for dtype in DTYPES:
+            for hidden in (20, 64) if dtype == torch.float32 else (20, 128):
+                for call in calls(cell, dtype, hidden, 3, 5).values():
+                    for plan in plans(hidden, dtype):
+                        if plan.rows in (2, 8) and plan.split in (0, 2):
+                            call(plan)
+    torch.cuda.synchronize()
+    print("smoke: done")
+
+
+def main() -> None:
+    """Measure, print the best beside the chosen, and keep all in a file."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--smoke", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        smoke()
+        return
+    rows: list[dict[str, Any]] = []
+    best: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in measure():
+        rows.append(row)
+        key = tuple(row[k] for k in ("cell", "way", "dtype", "hidden", "batch"))
+        best.setdefault(key, []).append(row)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1))
+    for key, group in best.items():
+        timed = sorted((r for r in group if "us_a_step" in r), key=lambda r: r["us_a_step"])
+        chosen = next((r["us_a_step"] for r in timed if r["chosen"]), float("nan"))
+        if timed:
+            print(*key, f"chosen {chosen:.3f} µs a step, best", end=" ")
+            print(f"{timed[0]['us_a_step']:.3f}", timed[0]["plan"])
+
+
+if __name__ == "__main__":
+    main()
