@@ -1,0 +1,213 @@
+"""Every number is torch.nn's: outputs, states and gradients of every CPU backend, at odd sizes."""
+
+import itertools
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastrnn
+from fastrnn.kernels import memory, native, reference
+from tests import oracle
+from tests.oracle import CELLS, Case
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+SINGLE, DOUBLE, BRAIN = torch.float32, torch.float64, torch.bfloat16
+SMALL: list[dict[str, Any]] = [
+    row
+    for row in oracle.pairwise(
+        steps=(1, 2, 33),
+        batch=(1, 3, 17),
+        input_size=(1, 3, 28, 40, 100),  # up to 28 projected within the step, from 40 in front
+        hidden_size=(1, 5, 31, 32, 100, 128),
+        layout=("padded", "batch_first", "packed", "unsorted"),
+        layers=(1, 2),
+        bidirectional=(False, True),
+        bias=(True, False),
+    )
+    # Sums of one or two terms cancel by chance, and then no arithmetic meets a relative tolerance.
+    if row["steps"] * row["batch"] * row["hidden_size"] > 4
+]
+SMALL += [
+    {"steps": 7, "batch": 1, "input_size": 3, "hidden_size": 5, "layout": "unbatched"},
+    {"steps": 1, "batch": 1, "input_size": 1, "hidden_size": 1},
+]
+LARGE: list[dict[str, Any]] = [
+    {"steps": 784, "batch": 200, "input_size": 1, "hidden_size": 32},
+    {"steps": 33, "batch": 200, "input_size": 3, "hidden_size": 257, "layout": "packed"},
+    {"steps": 784, "batch": 3, "input_size": 28, "hidden_size": 128, "bidirectional": True},
+    {"steps": 784, "batch": 1, "input_size": 1, "hidden_size": 31, "layers": 2},
+    {"steps": 33, "batch": 17, "input_size": 100, "hidden_size": 257, "layout": "batch_first"},
+    {"steps": 2, "batch": 200, "input_size": 40, "hidden_size": 257},
+    {"steps": 784, "batch": 17, "input_size": 1, "hidden_size": 100, "layout": "unsorted"},
+]
+
+
+def cases(
+    rows: list[dict[str, Any]], dtypes: tuple[torch.dtype, ...] = (SINGLE, DOUBLE, BRAIN)
+) -> Any:
+    made = [Case(c, d, **row) for c, d, row in itertools.product(CELLS, dtypes, rows)]
+    return pytest.mark.parametrize("case", made, ids=str)
+
+
+def compare(case: Case) -> None:
+    assert oracle.failures(case.dtype, oracle.errors(case)) == {}
+
+
+@cases(SMALL)
+def test_odd_sizes(case: Case, backend: str) -> None:
+    compare(case)
+
+
+@cases(LARGE, (SINGLE,))
+def test_large_sizes(case: Case) -> None:
+    with fastrnn.backend("cpu"):
+        compare(case)
+
+
+@cases([{"steps": 784, "batch": 3, "input_size": 1, "hidden_size": 32, "scale": 3.0}], (SINGLE,))
+def test_many_steps_with_weights_of_a_trained_model(case: Case, backend: str) -> None:
+    compare(case)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_more_threads_than_cores_and_rows(cell: str, layout: str, backend: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(7)
+    try:
+        compare(Case(cell, SINGLE, 5, 3, 3, 31, layout))
+        compare(Case(cell, SINGLE, 3, 17, 40, 128, layout))
+    finally:
+        torch.set_num_threads(threads)
+
+
+# ---- extreme values
+
+
+@pytest.mark.parametrize("bias", [-100.0, 100.0, None], ids=["closed", "open", "mixed"])
+@pytest.mark.parametrize("dtype", oracle.TOLERANCES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_saturated_gates(cell: str, dtype: torch.dtype, bias: float | None, backend: str) -> None:
+    case = Case(cell, dtype, 9, 3, 3, 31)
+    results = []
+    for library, precision in ((fastrnn, dtype), (nn, DOUBLE)):
+        made = oracle.module(case, library, precision)
+        if bias is None:
+            made.bias_ih_l0.data.fill_(100)[::2] *= -1
+        else:
+            made.bias_ih_l0.data.fill_(bias)
+        results.append(oracle.run(case, made, precision))
+    forward, backward = oracle.TOLERANCES[dtype]
+    # Relative to one: what a closed gate lets through underflows.
+    for (name, found), wanted in zip(results[0].items(), results[1].values(), strict=True):
+        tolerance = backward if name.startswith("d ") else forward
+        assert (found - wanted).norm() <= tolerance * wanted.norm().clamp_min(1)
+
+
+PLACES = {
+    "LSTM": ("x", "h_0", "c_0", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"),
+    "GRU": ("x", "h_0", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"),
+}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize(
+    ("cell", "place"), [(c, place) for c, places in PLACES.items() for place in places]
+)
+def test_nan_and_infinity_spread_as_in_torch(
+    cell: str, place: str, value: float, backend: str
+) -> None:
+    results = []
+    for library in (fastrnn, nn):
+        made = oracle.module(Case(cell, SINGLE, 4, 3, 3, 5), library, SINGLE)
+        x = torch.linspace(-1, 1, 36).view(4, 3, 3)
+        h, c = torch.linspace(-1, 1, 30).view(2, 1, 3, 5)
+        places = {"x": x[1, 1], "h_0": h[0, 1], "c_0": c[0, 1], **made.state_dict()}
+        places[place][2] = value
+        y, last = made(x.requires_grad_(), (h, c) if cell == "LSTM" else h)
+        last = last if cell == "LSTM" else (last,)
+        gradients = torch.autograd.grad(y.sum(), [x, *made.parameters()])
+        results.append([t.detach() for t in (y, *last, *gradients)])
+    for found, wanted in zip(*results, strict=True):
+        # Infinity times a closed gate is NaN or infinity, as the gate rounds to zero or not.
+        assert torch.equal(found.isfinite(), wanted.isfinite())
+        finite = wanted.isfinite()
+        torch.testing.assert_close(found[finite], wanted[finite], rtol=1e-4, atol=1e-5)
+
+
+# ---- shapes and strides
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_sequences_at_all(cell: str, backend: str) -> None:
+    results = []
+    for library in (fastrnn, nn):
+        made = oracle.module(Case(cell, SINGLE, 4, 1, 3, 5, bidirectional=True), library, SINGLE)
+        x = torch.zeros(4, 0, 3, requires_grad=True)
+        y, last = made(x)
+        last = last if cell == "LSTM" else (last,)
+        gradients = torch.autograd.grad(y.sum(), [x, *made.parameters()], allow_unused=True)
+        results.append(([y, *last], gradients))
+    for found, wanted in zip(*[outputs for outputs, _ in results], strict=True):
+        assert found.shape == wanted.shape
+    for found, wanted in zip(*[gradients for _, gradients in results], strict=True):
+        assert (found is None) == (wanted is None)
+        assert found is None or torch.equal(found, wanted)
+
+
+def _strided(t: Tensor) -> Tensor:
+    """The same values, every second element of a larger tensor."""
+    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), torch.nan, dtype=t.dtype)
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_non_contiguous_input_states_weights_and_gradients(cell: str, backend: str) -> None:
+    case = Case(cell, SINGLE, 4, 3, 3, 31)
+    results = []
+    for library, change in ((fastrnn, _strided), (nn, torch.clone)):
+        made = oracle.module(case, library, SINGLE)
+        for name, p in list(made.named_parameters()):
+            setattr(made, name, nn.Parameter(change(p.detach())))
+        x, *states = [change(t.float()).requires_grad_() for t in oracle.leaves(case)]
+        y, _ = made(x, tuple(states) if cell == "LSTM" else states[0])
+        weights = list(made.parameters())
+        assert weights[0].is_contiguous() == (library is nn)
+        results.append([y, *torch.autograd.grad(y, [x, *states, *weights], change(y.detach()))])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+# ---- the comparison itself
+
+
+@pytest.mark.parametrize("size", [8, 1 << 20], ids=["small", "large"])
+def test_unwritten_memory_is_nan(size: int) -> None:
+    assert torch.empty(size).isnan().all()
+    assert memory.empty((size,), torch.empty(0)).isnan().all()
+
+
+@pytest.mark.parametrize(
+    "function", ["lstm_forward", "lstm_backward", "gru_forward", "gru_backward"]
+)
+@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "cpu"])
+def test_a_result_that_is_off_by_a_thousandth_is_caught(
+    kernels: ModuleType, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(kernels, function)
+    case = Case(function.partition("_")[0].upper(), SINGLE, 5, 3, 3, 31)
+    for place in range({"lstm_forward": 3, "gru_forward": 2}.get(function, 6)):
+
+        def wrong(*args: Any, place: int = place) -> tuple[Tensor, ...]:
+            results = list(right(*args))
+            results[place] = results[place] * 1.001
+            return tuple(results)
+
+        monkeypatch.setattr(kernels, function, wrong)
+        with fastrnn.backend("cpu" if kernels is native else "reference"):
+            assert oracle.failures(SINGLE, oracle.errors(case))
