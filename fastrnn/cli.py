@@ -101,6 +101,9 @@ def train(
     clip: Annotated[
         float | None, typer.Option(help="Largest norm of the gradient; 0: no limit.")
     ] = None,
+    input_dropout: Annotated[
+        float | None, typer.Option(help="Share of the pixels that are set to 0 in training.")
+    ] = None,
     device: Device = None,
     backend: Backend = None,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -131,6 +134,7 @@ def train(
         "schedule": schedule,
         "warmup": warmup,
         "clip": clip,
+        "input_dropout": input_dropout,
         "device": device,
         "backend": backend,
         "seed": seed,
@@ -166,11 +170,10 @@ def _start(
         raise ConfigError(f"{task.name} has no preset {preset!r}; it has {', '.join(task.presets)}")
     if data_dir is not None:
         given["data_dir"] = str(data_dir.absolute())
-    wanted = dataclasses.replace(task.presets[preset] if preset else Config(), **given)
-    data = training.load(wanted, download=download)
     if preset is None:
-        preset = task.default_preset(data.name)
-        wanted = dataclasses.replace(task.presets[preset], **given)
+        preset = task.default_preset(training.load(Config(**given), download=download).name)
+    wanted = dataclasses.replace(task.presets[preset], **given)
+    data = training.load(wanted, download=download)
     config = training.pinned(wanted, data)
     if out is None:
         out = Path("runs") / f"{task.name}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -212,7 +215,7 @@ def _open(folder: Path, data_dir: Path | None, **others: str | None) -> tuple[Ru
         config = Config.from_json(content["settings"])
     except (ConfigError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged ({error}): start a new run") from None
-    given = {name: value for name, value in others.items() if value is not None}
+    given: dict[str, Any] = {k: value for k, value in others.items() if value is not None}
     if data_dir is not None:
         given["data_dir"] = str(data_dir.absolute())
     return run, task, dataclasses.replace(config, **given)

@@ -34,6 +34,7 @@ class Config:
     schedule: str = "constant"
     warmup: float = 0.0  # share of all steps in which the rate rises from zero
     clip: float = 0.0  # largest norm of the gradient; 0: no limit
+    input_dropout: float = 0.0  # share of the pixels that are set to 0 in training
     seed: int = 0
     device: str = "auto"
     backend: str = "auto"
@@ -51,7 +52,8 @@ class Config:
         self._number("seed", int, "0 or more", lambda n: n >= 0)
         for name in ("learning_rate", "checkpoint_seconds"):
             self._number(name, float, "more than 0", lambda n: n > 0)
-        self._number("warmup", float, "in [0, 1)", lambda n: 0 <= n < 1)
+        for name in ("warmup", "input_dropout"):
+            self._number(name, float, "in [0, 1)", lambda n: 0 <= n < 1)
         self._number("clip", float, "0 (no limit) or more", lambda n: n >= 0)
         try:
             device = torch.device("cpu" if self.device == "auto" else self.device)

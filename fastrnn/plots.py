@@ -50,7 +50,7 @@ def confusion(counts: Tensor) -> Figure:
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     panel = figure.subplots()
-    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    panel.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for true in range(classes):
         for predicted in range(classes):
             if count := int(counts[true, predicted]):

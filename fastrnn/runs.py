@@ -118,6 +118,10 @@ class Run:
         table.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
         write(self.folder / "metrics.csv", text.getvalue().encode())
 
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds."""
+        return json.loads((self.folder / "summary.json").read_bytes())
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run as finished."""
         write(self.folder / "summary.json", _json(summary))

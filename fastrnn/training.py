@@ -47,10 +47,13 @@ class Task(Protocol):
     def model(self, config: Config, dataset: data.Dataset) -> nn.Module:
         """A new model."""
 
-    def measure(self, model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def measure(
+        self, model: nn.Module, x: Tensor, labels: Tensor, config: Config
+    ) -> dict[str, Tensor]:
         """Figures of a batch, each [B]; ``loss`` is what training lowers.
 
-        x [P, B, 1] float32, labels [B] int64. Draws, if any, come from torch's global generator.
+        x [P, B, 1] float32, labels [B] int64; ``model.training`` tells whether gradients are asked
+        for. Draws, if any, come from torch's global generator, which is part of the checkpoint.
         """
 
     def score(self, validation: Mapping[str, float]) -> float:
@@ -189,7 +192,7 @@ def evaluate(
         for x, labels in batches(split, config):
             if signals:
                 signals.check()
-            _add(totals, task.measure(model, x, labels))
+            _add(totals, task.measure(model, x, labels, config))
     model.train()
     return _means(totals, len(split.labels))
 
@@ -240,7 +243,9 @@ class Training:
                 self._save()
                 raise
             self.model.load_state_dict(self.state.best)
-            return self._evaluate(self.dataset.test)
+            test = self._evaluate(self.dataset.test)
+            self.signals.check()
+            return test
 
     def _epoch(self) -> None:
         """One epoch, or what is left of it."""
@@ -274,7 +279,8 @@ class Training:
         # Data parallel belongs here: a process takes its share of the rows, gradients are summed.
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        figures = self.task.measure(self.model, *batch(self.dataset.train, rows, self.config))
+        x, labels = batch(self.dataset.train, rows, self.config)
+        figures = self.task.measure(self.model, x, labels, self.config)
         self.state.optimizer.zero_grad()
         figures["loss"].mean().backward()
         if self.config.clip:
