@@ -105,6 +105,63 @@ def cases() -> Iterator[Case]:
                 yield Case(cell, way, single, hidden, 200, arch="gfx942")
 
 
+def plan(case: Case) -> Any:
+    """The heuristic's choice for a case."""
+    from fastrnn.kernels import rnn_launch
+
+    lanes = 32 if isinstance(case.arch, int) else 64
+    return rnn_launch.choose(case.hidden, case.batch, case.dtype, SMS, lanes)
+
+
+def operand_reads(case: Case) -> int:
+    """Reads of shared memory a step, by thread, if only h or the gates' gradients are there."""
+    spread = plan(case)
+    exchanged = 1 if case.way != "backward" else 4 if case.cell == "lstm" else 3
+    if spread.split:  # 16 bytes a read
+        return exchanged * spread.rows * spread.units // spread.split // 4
+    return exchanged * spread.units // 32  # ldmatrix: 32 columns of 8 rows
+
+
+def early_loads(case: Case) -> int:
+    """Reads of global memory a step, by thread, if only its rows and its offset are read."""
+    from fastrnn.kernels import rnn_launch
+
+    spread = plan(case)
+    numbers = spread.rows if spread.split else 4  # of each gate that a thread computes
+    if case.way == "backward":
+        tensors = 6  # four gates, dy, and the state before
+    elif rnn_launch.narrow(case.features, case.hidden):
+        tensors = case.features
+    else:
+        tensors = 4 if case.cell == "lstm" else 3
+    return tensors * numbers + case.packed
+
+
+def cache_key(steps: int, batch: int, shift: int) -> str:
+    """What Triton would look a GRU's forward kernel up by; tensors lie `shift` elements off."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import compute_cache_key, create_function_from_signature
+
+    from fastrnn.kernels import gru_triton, rnn_launch
+
+    kernel = gru_triton.gru_forward_kernel
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    spread = rnn_launch.choose(32, 17, torch.float32, SMS)
+    tensors = [torch.empty(16)[shift:] for _ in range(9)]
+    values = (*tensors, None, None, steps, batch, 0, 1, 32, spread, False)
+    _, specialization, options = binder(*values, num_warps=spread.warps, debug=False)
+    return str(compute_cache_key({}, specialization, options))
+
+
+def triton_version() -> str:
+    """Triton's version, which the table was made with if its numbers are to be equal."""
+    import triton
+
+    return str(triton.__version__)
+
+
 def _compile(case: Case) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -113,13 +170,12 @@ def _compile(case: Case) -> Any:
     from fastrnn.kernels import rnn_launch
 
     nvidia = isinstance(case.arch, int)
-    lanes = 32 if nvidia else 64
-    plan = rnn_launch.choose(case.hidden, case.batch, case.dtype, SMS, lanes)
+    spread = plan(case)
     module = importlib.import_module(f"fastrnn.kernels.{case.cell}_triton")
     way = "backward" if case.way == "backward" else "forward"
     kernel = getattr(module, f"{case.cell}_{way}_kernel")
     features = case.features if rnn_launch.narrow(case.features, case.hidden) else 0
-    constants: dict[str, Any] = {"IN": features, "H": case.hidden, "P": plan, "REVERSE": False}
+    constants: dict[str, Any] = {"IN": features, "H": case.hidden, "P": spread, "REVERSE": False}
     types = {"T": "i32", "B": "i32", "skew": "i32", "offsets": "*i64", "lengths": "*i32"}
     absent = [] if case.packed else ["offsets", "lengths"]
     absent += ["gates", "cells"] if case.way == "inference" else []
@@ -131,7 +187,7 @@ def _compile(case: Case) -> Any:
     }
     target = GPUTarget("cuda", case.arch, 32) if nvidia else GPUTarget("hip", case.arch, 64)
     source = GluonASTSource(kernel, signature, constants, {})
-    return triton.compile(source, target=target, options={"num_warps": plan.warps})
+    return triton.compile(source, target=target, options={"num_warps": spread.warps})
 
 
 def _disassemble(cubin: bytes) -> tuple[str, list[tuple[int, str]]]:
@@ -205,11 +261,9 @@ def cost(case: Case) -> dict[str, float]:
 
 def main() -> None:
     """Compile every case and print, or keep, what it costs."""
-    import triton
-
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--write", action="store_true", help=f"keep the table in {TABLE.name}")
-    table: dict[str, Any] = {"triton": triton.__version__, "cases": {}}
+    table: dict[str, Any] = {"triton": triton_version(), "cases": {}}
     arguments = parser.parse_args()
     for case in cases():
         table["cases"][case.name] = cost(case)
@@ -218,7 +272,7 @@ def main() -> None:
         rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in table["cases"].items()]
         text = ",\n".join(rows)
         TABLE.write_text(
-            f'{{\n  "triton": "{triton.__version__}",\n  "cases": {{\n{text}\n  }}\n}}\n'
+            f'{{\n  "triton": "{triton_version()}",\n  "cases": {{\n{text}\n  }}\n}}\n'
         )
 
 
