@@ -192,7 +192,10 @@ class Forward : Share<S> {
     const C *h_old = h_[s & 1];
     multiply(acc, Left<C>{h_old + b * P * W, P * W}, Right<C>{w_hh_ + p * H * G * W, G * W, W}, H);
     const int64_t n = lanes(p), first_row = walk_.offset(walk_.time(s)) + b;
+    // The results' lines are new to the caches: start the next step's on their way.
+    const int64_t ahead = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
     for (int i = 0; i < R; ++i) {
+      __builtin_prefetch(static_cast<S *>(a_.y) + (ahead + i) * H + p * W, 1);
       const int64_t state = ((b + i) * P + p) * W, row = first_row + i;
       Vec<C> gate[4] = {acc[i][0], acc[i][1], acc[i][2], {}}, c{};
       if constexpr (Cell::kHasCell) {

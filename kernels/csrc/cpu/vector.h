@@ -192,4 +192,35 @@ FASTRNN_INLINE V tanh(V v) {  // (exp(2 v) - 1) / (exp(2 v) + 1)
   return ((e.scale - 1) + e.scale * e.p) / ((e.scale + 1) + e.scale * e.p);
 }
 
+#if defined(__AVX512DQ__)
+// The same with what AVX-512 has for it: vreduceps takes the integer part away, vscalefps puts it
+// back without overflow, so nothing has to be cut to a range; a quarter fewer operations.
+FASTRNN_INLINE VecF sigmoid(VecF v) {
+  const VecF t = v * -1.44269504088896341f;
+  const VecF f = _mm512_reduce_ps(t, 1 /* down: 0 <= f < 1 */);
+  VecF p = splat<VecF>(2.170225535e-4f);  // 2^f, minimax
+  p = p * f + 1.243968786e-3f;
+  p = p * f + 9.678840993e-3f;
+  p = p * f + 5.548334199e-2f;
+  p = p * f + 2.402298363e-1f;
+  p = p * f + 6.931469838e-1f;
+  p = p * f + 1.0f;
+  return 1.0f / (1.0f + (VecF)_mm512_scalef_ps(p, t));
+}
+
+FASTRNN_INLINE VecF tanh(VecF v) {
+  const VecF t = _mm512_min_ps(_mm512_set1_ps(126.0f), v * 2.88539008177792681f);  // keeps a NaN
+  const VecF f = _mm512_reduce_ps(t, 0 /* to nearest: |f| <= 1/2 */);
+  const VecF scale = _mm512_scalef_ps(_mm512_set1_ps(1.0f), t - f);
+  VecF q = splat<VecF>(1.540351248e-4f);  // (2^f - 1) / f, minimax
+  q = q * f + 1.339073545e-3f;
+  q = q * f + 9.618237495e-3f;
+  q = q * f + 5.550357434e-2f;
+  q = q * f + 2.402264979e-1f;
+  q = q * f + 6.931471879e-1f;
+  const VecF p = q * f;
+  return ((scale - 1.0f) + scale * p) / ((scale + 1.0f) + scale * p);
+}
+#endif
+
 }  // namespace fastrnn::FASTRNN_LEVEL
