@@ -1,0 +1,277 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fastrnn import __version__, backend_info, checkpoints, cli
+from fastrnn.tasks.classification import TASK
+
+TINY = ["--dataset", "digits", "--hidden-size", "4", "--epochs", "2", "--batch-size", "200"]
+
+
+@pytest.fixture
+def fastrnn(monkeypatch, capsys, tmp_path):
+    """Runs a command in an empty folder; (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("FASTRNN_DATA", raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fastrnn", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        captured = capsys.readouterr()
+        return exit.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that reached its end."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fastrnn", "train", "classification", *TINY, f"--out={folder}"])
+        with pytest.raises(SystemExit):
+            cli.main()
+    return folder
+
+
+def _weights(folder):
+    """The bits of a run's last and best weights."""
+    last, _ = checkpoints.read(folder / "checkpoints" / "last.safetensors")
+    best, _ = checkpoints.read(folder / "checkpoints" / "best.safetensors")
+    return {name: t.numpy().tobytes() for name, t in [*last.items(), *best.items()]}
+
+
+class TestTrain:
+    def test_with_nothing_else_learns_the_bundled_digits(self, fastrnn, tmp_path):
+        status, out, err = fastrnn("train", "classification", "--dataset", "digits")
+        assert status == 0, err
+        (folder,) = (tmp_path / "runs").iterdir()
+        assert folder.name.startswith("classification-digits-")
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["test_accuracy"] >= 0.95
+        assert f"test accuracy {summary['test_accuracy']:.2%}" in out
+
+    def test_without_mnist_tells_how_to_get_it(self, fastrnn, tmp_path):
+        status, out, _ = fastrnn(
+            "train", "classification", *TINY[2:], "--data-dir", tmp_path / "no"
+        )
+        assert status == 0
+        assert "MNIST" in out
+
+    def test_writes_settings_and_summary(self, finished):
+        config = json.loads((finished / "config.json").read_text())
+        assert (config["task"], config["preset"]) == ("classification", "digits")
+        assert config["settings"]["hidden_size"] == 4
+        summary = json.loads((finished / "summary.json").read_text())
+        assert set(summary) >= {"test_accuracy", "test_loss", "training_seconds", "backend"}
+        assert summary["versions"]["torch"] == torch.__version__
+        assert summary["command"].startswith("fastrnn train classification --dataset digits")
+
+    def test_flags_win_over_the_preset(self, fastrnn, tmp_path):
+        preset = ["--preset", "lstm-32", *TINY, "--lr", "0.01", "--cell", "gru", "--clip", "0.5"]
+        assert fastrnn("train", "classification", *preset, "--out", tmp_path / "run")[0] == 0
+        settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+        assert settings["learning_rate"] == 0.01
+        assert (settings["cell"], settings["clip"], settings["batch_size"]) == ("GRU", 0.5, 200)
+
+
+class TestErrors:
+    """One line on stderr that says what to do, exit status 2, nothing written."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["train", "sorting"], "unknown task 'sorting'; the tasks are classification"),
+            (
+                ["train", "classification", "--preset", "gru-31"],
+                "no preset 'gru-31'; it has lstm-32",
+            ),
+            (["train", "classification", "--epochs", "0"], "epochs is 0; expected a whole number"),
+            (
+                ["train", "classification", "--backend", "fast"],
+                "backend is 'fast'; expected one of",
+            ),
+            (["train", "classification", "--dataset", "mnist", "--data-dir", "no"], "MNIST"),
+            (["train", "classification", "--resume", "no"], "no is not a run"),
+            (["evaluate", "no"], "no is not a run"),
+            (["info", "--explain", "RNN"], "--explain is 'RNN'; expected LSTM or GRU"),
+            (
+                ["info", "--explain", "GRU", "--dtype", "int8"],
+                "--dtype is 'int8'; expected float32",
+            ),
+        ],
+        ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+    )
+    def test_of_the_user(self, fastrnn, tmp_path, arguments, message):
+        status, _, err = fastrnn(*arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert message in err
+        assert not list(tmp_path.iterdir())
+
+    def test_a_folder_in_use_is_kept(self, fastrnn, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "notes").write_text("mine")
+        status, _, err = fastrnn("train", "classification", *TINY, "--out", tmp_path / "run")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "exists and is not empty" in err
+        assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes"]
+
+    def test_resume_takes_no_other_settings(self, fastrnn, finished):
+        arguments = ["--resume", finished, "--epochs", "9"]
+        status, _, err = fastrnn("train", "classification", *arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "drop epochs" in err
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ('{"task": "sorting"}', "unknown task 'sorting'"),
+            ('{"task": "classification"}', "config.json is damaged ('settings')"),
+            ('{"task": "classification", "settings": {"seed": 1}}', "unknown or missing settings"),
+            ('{"task": "classific', "config.json is damaged"),
+        ],
+        ids=["another task", "no settings", "other settings", "cut"],
+    )
+    @pytest.mark.parametrize("command", [["evaluate"], ["train", "classification", "--resume"]])
+    def test_a_run_with_other_settings(self, fastrnn, tmp_path, command, config, message):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.json").write_text(config)
+        status, _, err = fastrnn(*command, tmp_path / "run")
+        assert (status, err.count("\n")) == (2, 1)
+        assert message in err
+
+    def test_a_cut_checkpoint(self, fastrnn, tmp_path, finished):
+        for name in ("config.json", "checkpoints/last.safetensors", "checkpoints/best.safetensors"):
+            copy = tmp_path / "run" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            content = (finished / name).read_bytes()
+            copy.write_bytes(content if name == "config.json" else content[:-1])
+        for command in (["evaluate"], ["train", "classification", "--resume"]):
+            status, _, err = fastrnn(*command, tmp_path / "run")
+            assert (status, err.count("\n")) == (2, 1)
+            assert "safetensors is damaged" in err
+
+
+class TestResume:
+    def test_of_a_finished_run_says_so(self, fastrnn, finished):
+        before = _weights(finished)
+        status, out, _ = fastrnn("train", "classification", "--resume", finished)
+        assert status == 0
+        assert "is finished" in out
+        assert _weights(finished) == before
+
+    def test_after_ctrl_c(self, fastrnn, tmp_path, finished, monkeypatch):
+        measure, calls = TASK.measure, iter(range(1000))
+
+        def interrupted(*arguments):
+            if next(calls) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return measure(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(TASK), "measure", lambda _, *arguments: interrupted(*arguments))
+            status, out, _ = fastrnn("train", "classification", *TINY, "--out", tmp_path / "run")
+        assert status == 130
+        assert f"fastrnn train classification --resume {tmp_path / 'run'}" in out
+        assert fastrnn("train", "classification", "--resume", tmp_path / "run")[0] == 0
+        assert _weights(tmp_path / "run") == _weights(finished)
+
+    def test_after_sigkill_at_random_moments_ends_in_the_same_bits(self, tmp_path):
+        settings = [*TINY, "--epochs", "40", "--checkpoint-seconds", "0.001"]
+        with _process("train", "classification", *settings, "--out", tmp_path / "whole") as whole:
+            assert whole.wait(60) == 0, whole.stdout.read()
+
+        moments = random.Random(time.time_ns())
+        arguments = [*settings, "--out", tmp_path / "run"]
+        for _ in range(3):
+            with _process("train", "classification", *arguments) as killed:
+                lines = iter(killed.stdout.readline, "")
+                assert any(line.startswith("epoch") for line in lines), "ended before an epoch"
+                time.sleep(moments.uniform(0, 0.3))
+                killed.kill()
+            arguments = ["--resume", tmp_path / "run"]
+        with _process("train", "classification", *arguments) as last:
+            assert last.wait(60) == 0, last.stdout.read()
+        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
+
+
+def _process(*arguments):
+    """A command in a process of its own, with stdout and stderr as one pipe of lines."""
+    return subprocess.Popen(
+        [sys.executable, "-uc", "from fastrnn.cli import main; main()", *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+class TestEvaluate:
+    def test_repeats_the_summary(self, fastrnn, finished):
+        status, out, _ = fastrnn("evaluate", finished)
+        summary = json.loads((finished / "summary.json").read_text())
+        assert status == 0
+        assert f"test accuracy {summary['test_accuracy']:.2%}" in out
+        assert f"test loss {summary['test_loss']:.4f}" in out
+
+    def test_measures_any_split_on_any_backend(self, fastrnn, finished):
+        arguments = [finished, "--split", "validation"]
+        native = fastrnn("evaluate", *arguments)
+        assert native[0] == 0
+        assert "validation accuracy" in native[1]
+        assert fastrnn("evaluate", *arguments, "--backend", "reference") == native
+
+    def test_writes_nothing(self, fastrnn, finished):
+        before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+        fastrnn("evaluate", finished)
+        assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+class TestInfo:
+    def test_lists_every_preset(self, fastrnn):
+        status, out, _ = fastrnn("presets")
+        assert status == 0
+        assert all(name in out for name in TASK.presets)
+
+    def test_json_is_backend_info(self, fastrnn):
+        status, out, _ = fastrnn("info", "--json")
+        assert status == 0
+        assert json.loads(out) == backend_info()
+
+    def test_names_each_backend(self, fastrnn):
+        status, out, _ = fastrnn("info")
+        assert status == 0
+        assert all(f"backend {name}: " in out for name in backend_info()["backends"])
+
+    def test_explains_a_choice(self, fastrnn):
+        forced = ["--explain", "gru", "--batch", 3, "--hidden", 5, "--steps", 7, "--training"]
+        status, out, _ = fastrnn("info", *forced)
+        assert status == 0
+        assert out.split(":")[0] in backend_info()["backends"]
+
+    def test_version(self, fastrnn):
+        assert fastrnn("--version") == (0, f"fastrnn {__version__}\n", "")
+
+    def test_help_loads_no_heavy_library(self):
+        code = (
+            "import sys; sys.argv = ['fastrnn', 'train', '--help']\n"
+            "from fastrnn.cli import main\n"
+            "try: main()\n"
+            "except SystemExit: print({'matplotlib', 'sklearn', 'torchvision'} & set(sys.modules))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert "--preset" in result.stdout
+        assert result.stdout.rstrip().endswith("set()")
