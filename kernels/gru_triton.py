@@ -85,7 +85,7 @@ def gru_forward_kernel(
     y,  # [N, H]
     h_n,  # [B, H]
     gates,  # [N, 4H]: r, z, n, m; or None
-    offsets,  # int64 [T + 8] or None
+    offsets,  # int64 [T + 10] or None
     lengths,  # int32 [B] or None
     T,
     B,
@@ -215,7 +215,7 @@ def gru_backward_kernel(
     gates,  # [N, 4H]
     dgates,  # [N, 4H]: dn, dr, dz, dm, so that the recurrent half's three are neighbours
     dh0,  # [B, H]
-    offsets,  # int64 [T + 8] or None
+    offsets,  # int64 [T + 10] or None
     lengths,  # int32 [B] or None
     T,
     B,

@@ -94,7 +94,7 @@ def lstm_forward_kernel(
     c_n,  # [B, H]
     gates,  # [N, 4H] or None
     cells,  # [N, H], with gates
-    offsets,  # int64 [T + 8] or None
+    offsets,  # int64 [T + 10] or None
     lengths,  # int32 [B] or None
     T,
     B,
@@ -248,7 +248,7 @@ def lstm_backward_kernel(
     dgates,  # [N, 4H]: gradients before the activations
     dh0,  # [B, H]
     dc0,  # [B, H]
-    offsets,  # int64 [T + 8] or None
+    offsets,  # int64 [T + 10] or None
     lengths,  # int32 [B] or None
     T,
     B,

@@ -88,7 +88,7 @@ class Rows:
     Args:
         steps: T.
         batch: B.
-        offsets: packed: each time's first row, int64 [T + 8] with four more at either end; or None.
+        offsets: packed: each time's first row, int64 [T + 10], five more at either end; or None.
         lengths: packed: each sequence's steps, int32 [B]; or None.
     """
 
@@ -103,8 +103,8 @@ class Rows:
         if batch_sizes is None:
             return cls(x.shape[0] // max(batch, 1), batch)
         steps = batch_sizes.shape[0]
-        offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (5, 3))
-        offsets[-3:] = x.shape[0]
+        offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (6, 4))
+        offsets[-4:] = x.shape[0]
         below = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
         lengths = (steps - below).to(torch.int32)
         offsets = offsets.to(x.device, non_blocking=True)
@@ -120,7 +120,7 @@ class Rows:
                 first, rest, before = dgates[:b], dgates[b:], y[:-b]
             return torch.addmm(first.t() @ h0, rest.t(), before)
         n = y.shape[0]
-        starts = self.offsets[4:-3]  # [T + 1]
+        starts = self.offsets[5:-4]  # [T + 1]
         time = torch.repeat_interleave(starts.diff(), output_size=n)
         b_of_row = torch.arange(n, device=y.device) - starts[time]
         assert self.lengths is not None
@@ -129,7 +129,7 @@ class Rows:
             index = starts[time + 1] + b_of_row
         else:
             inside = time > 0
-            index = self.offsets[3:][time] + b_of_row
+            index = self.offsets[4:][time] + b_of_row
         index = torch.where(inside, index, n + b_of_row)
         return dgates.t() @ torch.cat((y, h0))[index]
 

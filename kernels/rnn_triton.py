@@ -268,8 +268,8 @@ def time(step, steps, BACKWARDS: tl.constexpr):
 
 @gluon.jit
 def row(offsets, first, t, B):
-    """Row of sequence `first` at time t; offsets have four more at either end, for early loads."""
-    return first + (B.to(gl.int64) * t if offsets is None else gl.load(offsets + 4 + t))
+    """Row of sequence `first` at time t; offsets have five more at either end, for early loads."""
+    return first + (B.to(gl.int64) * t if offsets is None else gl.load(offsets + 5 + t))
 
 
 @gluon.jit
@@ -278,7 +278,7 @@ def row_after_two(offsets, first, before, t, B, BACKWARDS: tl.constexpr):
     if offsets is None:
         return before - 2 * B if BACKWARDS else before + 2 * B
     else:
-        return first + gl.load(offsets + 4 + t)
+        return first + gl.load(offsets + 5 + t)
 
 
 @gluon.jit

@@ -9,6 +9,7 @@ this file as a process of its own.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -222,6 +223,21 @@ def empty_batch(device: str) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in (*out, *grads)]
 
 
+def opcheck(device: str) -> bool:
+    """torch's own check of the ops: schema, fake kernels' shapes and strides, autograd."""
+    importlib.import_module("fastrnn.ops")
+    torch.manual_seed(0)
+    for cell, gates in (("lstm", 4), ("gru", 3)):
+        for sizes in (None, torch.tensor([3, 2])):
+            tensors = [torch.randn(6 if sizes is None else 5, 2)]
+            tensors += [torch.randn(3, 4) for _ in range(2 if cell == "lstm" else 1)]
+            tensors += [torch.randn(gates * 4, n) for n in (2, 4)] + [torch.randn(gates * 4)] * 2
+            given = [t.to(device).requires_grad_() for t in tensors]
+            op = getattr(torch.ops.fastrnn, cell).default
+            torch.library.opcheck(op, (*given, sizes, sizes is not None, True, "triton"))
+    return True
+
+
 CASES = list(cases())
 GPU = torch.cuda.is_available()
 
@@ -263,6 +279,10 @@ def test_interpreted_empty_batch_gives_empty_results_and_zero_gradients(
     assert interpreted["empty_batch"][-3:] == [[12, 2], [12, 3], [12]]
 
 
+def test_interpreted_ops_pass_opcheck(interpreted: dict[str, Any]) -> None:
+    assert interpreted["opcheck"]
+
+
 def test_the_comparison_catches_a_result_that_is_off_by_a_thousandth() -> None:
     case = CASES[0]
     right = torch.randn(100, dtype=torch.float64)
@@ -272,6 +292,21 @@ def test_the_comparison_catches_a_result_that_is_off_by_a_thousandth() -> None:
 
 if GPU:  # not collected elsewhere
 
+    @pytest.fixture(autouse=True)
+    def exact_float32() -> Iterator[None]:
+        """Without TF32, as torch's switch for recurrent layers says."""
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+        torch.backends.cudnn.allow_tf32 = before
+
+    @pytest.mark.gpu
+    def test_tf32_is_used_if_torch_allows_it_and_is_near_enough() -> None:
+        torch.backends.cudnn.allow_tf32 = True
+        errors = compare(Case("lstm", WHOLE, 28, 64, 28, 32), "cuda")
+        assert 1e-6 < errors["y"] < 1e-3
+        assert max(errors.values()) < 3e-3
+
     @pytest.mark.gpu
     @pytest.mark.parametrize("case", list(gpu_cases()), ids=named)
     def test_gpu_results_and_gradients_are_those_of_torch_nn_in_float64(case: Case) -> None:
@@ -280,6 +315,10 @@ if GPU:  # not collected elsewhere
     @pytest.mark.gpu
     def test_gpu_nan_and_inf_stay_in_their_sequence() -> None:
         assert all(non_finite("cuda").values())
+
+    @pytest.mark.gpu
+    def test_gpu_ops_pass_opcheck() -> None:
+        assert opcheck("cuda")
 
     def layer(batch: int, steps: int, hidden: int = 32) -> tuple[torch.Tensor, ...]:
         x, h = torch.randn(steps * batch, 1), torch.randn(batch, hidden)
@@ -300,10 +339,10 @@ if GPU:  # not collected elsewhere
         with torch.cuda.graph(graph):
             y = run()
         x.normal_()
-        with torch.cuda.stream(torch.cuda.Stream()) as stream:
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
             graph.replay()
             torch.cuda.current_stream().synchronize()
-        assert stream is None or stream
         assert torch.equal(y, run())
 
     @pytest.mark.gpu
@@ -352,5 +391,6 @@ if __name__ == "__main__":
         "cases": {case.name: compare(case, "cpu") for case in CASES},
         "non_finite": non_finite("cpu"),
         "empty_batch": empty_batch("cpu"),
+        "opcheck": opcheck("cpu"),
     }
     print(json.dumps(report))
