@@ -54,9 +54,29 @@ def _kernels(backend: str, cell: str) -> ModuleType:
     return importlib.import_module(f"fastrnn.kernels.{_MODULES[backend, cell]}")
 
 
+def _check(cell: str, x: Tensor, *args: Any) -> None:
+    """Refuses sizes that do not fit: native kernels would read outside of the tensors."""
+    gates, states = (4, 2) if cell == "lstm" else (3, 1)
+    w_ih, w_hh, b_ih, b_hh, batch_sizes = args[states : states + 5]
+    (rows, inputs), (batch, hidden) = x.shape, args[0].shape
+    given = [*args[:states], w_ih, w_hh, *(b for b in (b_ih, b_hh) if b is not None)]
+    wanted = [(batch, hidden)] * states + [(gates * hidden, inputs), (gates * hidden, hidden)]
+    wanted += [(gates * hidden,)] * (len(given) - len(wanted))  # type: ignore[list-item]
+    if (found := [tuple(t.shape) for t in given]) != wanted:
+        raise RuntimeError(f"fastrnn::{cell}: for x {tuple(x.shape)}, {found} should be {wanted}")
+    if batch_sizes is None:
+        fits = rows % batch == 0 if batch else rows == 0
+    else:
+        fits = int(batch_sizes.sum()) == rows and int(batch_sizes[0]) == batch
+    if not fits:
+        raise RuntimeError(f"fastrnn::{cell}: {rows} rows do not fit a batch of {batch}")
+
+
 def _implement(op: str, cell: str, function: str) -> None:
     def kernel(*args: Any) -> tuple[Tensor, ...]:
         *args, backend = args  # type: ignore[assignment]
+        if op == cell:
+            _check(cell, *args)
         contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
         return getattr(_kernels(backend, cell), function)(*contiguous)
 
