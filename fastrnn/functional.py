@@ -8,7 +8,7 @@ layer and direction w_ih, w_hh and, with biases, b_ih, b_hh.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -153,7 +153,7 @@ def _choose(
 ) -> str:
     tensors = (input, *states, *weights)
     # torch's own error, or its result for no rows at all: whatever it says of such a call, we say.
-    if steps == 0 or batch == 0 or any(_differs(t, input) for t in tensors):
+    if input.numel() == 0 or any(_differs(t, input) for t in tensors):
         return "torch"
     call = backends.Call(
         cell=cell.upper(),
@@ -189,6 +189,16 @@ def _transformed(tensors: Sequence[Tensor]) -> bool:
     return level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def _operation(cell: str, backend: str, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    """The op of a cell; under a transform, which cannot see into it, the reference's arithmetic."""
+    if backend == "reference" and _transformed(tensors):
+        from fastrnn.kernels import reference
+
+        forward = reference.lstm_forward if cell == "lstm" else reference.gru_forward
+        return lambda *args: forward(*args[:-1])
+    return torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru
+
+
 def _layers(
     cell: str,
     backend: str,
@@ -203,7 +213,7 @@ def _layers(
     directions = 2 if bidirectional else 1
     per_direction = 4 if bias else 2
     save = _needs_gradients((rows, *states, *weights))
-    op = torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru
+    op = _operation(cell, backend, (rows, *states, *weights))
     finals: list[tuple[Tensor, ...]] = []
     for layer in range(num_layers):
         outputs = []
@@ -221,6 +231,13 @@ def _layers(
         if dropout and training and layer < num_layers - 1:
             rows = drop(rows, dropout, training=True)
     return (rows, *(torch.stack(final) for final in zip(*finals, strict=True)))
+
+
+def _misfit(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:
+    """Whether a cell's sizes disagree."""
+    batch, hidden = input.shape[0], weights[1].shape[1]
+    wrong = any(state.shape != (batch, hidden) for state in states)
+    return wrong or weights[0].shape[1] != input.shape[1]
 
 
 def lstm_cell(
@@ -261,8 +278,10 @@ def _step(
         return None
     given = [w for w in weights if w is not None]
     batch = input.shape[0]
+    if _misfit(input, states, given):
+        return None  # torch's own error
     if (backend := _choose(cell, input, states, given, 1, batch, False)) == "torch":
         return None
-    op = torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru
+    op = _operation(cell, backend, (input, *states, *given))
     save = _needs_gradients((input, *states, *given))
     return op(input, *states, *weights, None, False, save, backend)[1 : 1 + len(states)]
