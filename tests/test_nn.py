@@ -184,7 +184,7 @@ def test_dropout_between_layers(name: str) -> None:
     outputs = torch.stack([output(found(x)) for _ in range(300)])
     expected = torch.stack([output(wanted.train()(x)) for _ in range(300)])
     assert (outputs.mean(0) - expected.mean(0)).abs().max() < 0.1
-    found.dropout = 1.0  # nothing reaches the last layer but its biases
+    found.dropout = 1.0  # type: ignore[assignment]  # nothing reaches the last layer but its biases
     torch.testing.assert_close(output(found(x)), output(found(torch.zeros_like(x))))
 
 
@@ -199,7 +199,7 @@ def test_per_sample_gradients(name: str) -> None:
     results = []
     dimension = 0 if name in CELLS else 1
     for module in pair(name, 3, 5):
-        weights = dict(module.named_parameters())
+        weights: dict[str, Tensor] = dict(module.named_parameters())
 
         def loss(weights: dict[str, Tensor], x: Tensor, module: nn.Module = module) -> Tensor:
             return output(torch.func.functional_call(module, weights, (x,))).square().sum()
@@ -220,7 +220,7 @@ def test_forward_mode(name: str) -> None:
     found, wanted = pair(name, 3, 5, dtype=torch.float64)
     x, v = sample(name).double(), torch.linspace(-1, 1, sample(name).numel()).double()
     v = v.view_as(x)
-    y, tangent = torch.func.jvp(lambda x: output(found(x)), (x,), (v,))
+    y, tangent, *_ = torch.func.jvp(lambda x: output(found(x)), (x,), (v,))
     step = 1e-6
     numeric = (output(wanted(x + step * v)) - output(wanted(x - step * v))) / (2 * step)
     torch.testing.assert_close(y, output(wanted(x)))
@@ -423,7 +423,7 @@ def test_convert_swaps_nested_and_shared_modules_and_keeps_the_results() -> None
     model, x = _Model(), sample("LSTM")
     before, parameters = model(x), list(model.parameters())
     assert fastrnn.convert(model) is model
-    assert type(model.lstm) is fastrnn.LSTM
+    assert isinstance(model.lstm, fastrnn.LSTM)
     assert model.shared is model.lstm
     assert [type(m) for m in model.stack] == [fastrnn.GRU]
     assert [type(m) for m in model.cells] == [fastrnn.LSTMCell, fastrnn.GRUCell]
@@ -451,7 +451,7 @@ def test_convert_leaves_subclasses_and_others_alone() -> None:
 
 def test_convert_twice_changes_nothing() -> None:
     model = fastrnn.convert(fastrnn.convert(_Model()))
-    assert type(model.lstm) is fastrnn.LSTM
+    assert isinstance(model.lstm, fastrnn.LSTM)
 
 
 def test_an_optimiser_made_before_convert_still_trains() -> None:

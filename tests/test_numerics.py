@@ -97,9 +97,9 @@ def test_saturated_gates(cell: str, dtype: torch.dtype, bias: float | None, back
     for library, precision in ((fastrnn, dtype), (nn, DOUBLE)):
         made = oracle.module(case, library, precision)
         if bias is None:
-            made.bias_ih_l0.data.fill_(100)[::2] *= -1
+            made.get_parameter("bias_ih_l0").data.fill_(100)[::2] *= -1
         else:
-            made.bias_ih_l0.data.fill_(bias)
+            made.get_parameter("bias_ih_l0").data.fill_(bias)
         results.append(oracle.run(case, made, precision))
     forward, backward = oracle.TOLERANCES[dtype]
     # Relative to one: what a closed gate lets through underflows.

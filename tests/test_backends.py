@@ -1,0 +1,221 @@
+"""The choice of backend: automatic, forced, explained; and life without the native library."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastrnn
+from fastrnn import backends
+from fastrnn.kernels import native
+from tests.test_functional import python
+
+
+def call(**changes: object) -> backends.Call:
+    """A call that the native kernels take."""
+    values = {
+        "cell": "LSTM", "device": "cpu", "dtype": torch.float32, "steps": 784, "batch": 200,
+        "input_size": 1, "hidden_size": 128, "training": False,
+    }  # fmt: skip
+    return backends.Call(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "libfastrnn_cpu.so")
+    native._load.cache_clear()
+    yield
+    native._load.cache_clear()
+
+
+# ---- the automatic choice
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "cpu"),
+        ({"cell": "GRU", "training": True}, "cpu"),
+        ({"dtype": torch.float64}, "cpu"),
+        ({"dtype": torch.bfloat16}, "cpu"),
+        ({"dtype": torch.float16}, "torch"),
+        ({"steps": 1}, "torch"),
+        ({"projected": True}, "torch"),
+        ({"transformed": True}, "reference"),
+        ({"device": "meta"}, "torch"),
+    ],
+    ids=str,
+)
+def test_automatic_choice(changes: dict[str, object], name: str) -> None:
+    choice = backends.choose(call(**changes))
+    assert choice.backend == name
+    assert choice.reason
+
+
+def test_explain_takes_what_a_user_knows() -> None:
+    assert backends.explain("GRU", batch=200, hidden_size=128).backend == "cpu"
+    assert "proj_size" in backends.explain("LSTM", batch=2, hidden_size=4, proj_size=2).reason
+    assert "float16" in backends.explain("GRU", batch=2, hidden_size=4, dtype=torch.half).reason
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_the_chosen_kernels_are_those_that_run(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for module in ("reference", "native"):
+        kernels = __import__(f"fastrnn.kernels.{module}", fromlist=["*"])
+        name = f"{cell.lower()}_forward"
+        right = getattr(kernels, name)
+
+        def forward(*args: object, right: object = right, module: str = module) -> object:
+            ran.append(module)
+            return right(*args)  # type: ignore[operator]
+
+        monkeypatch.setattr(kernels, name, forward)
+    layer, x = getattr(fastrnn, cell)(3, 5), torch.zeros(4, 2, 3)
+    layer(x)
+    with fastrnn.backend("reference"):
+        layer(x)
+    with fastrnn.backend("torch"):
+        layer(x)
+    layer(x[:1])  # one step is torch's
+    assert ran == ["native", "reference"]
+
+
+# ---- forcing
+
+
+def test_the_context_nests_and_is_undone_by_errors() -> None:
+    assert backends.forced_backend() is None
+    with fastrnn.backend("cpu"):
+        with pytest.raises(KeyError), fastrnn.backend("reference"):
+            assert backends.forced_backend() == "reference"
+            raise KeyError
+        assert backends.forced_backend() == "cpu"
+    assert backends.forced_backend() is None
+
+
+def test_the_context_is_the_threads_own() -> None:
+    seen: list[str | None] = []
+    with fastrnn.backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backends.forced_backend()))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+    wanted = r"fastrnn.backend\(\): unknown backend 'cudnn'; choose one of cpu, triton, torch"
+    with pytest.raises(ValueError, match=wanted), fastrnn.backend("cudnn"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("cpu", {"dtype": torch.float16}, "torch.float16 is not supported"),
+        ("cpu", {"projected": True}, "proj_size > 0 is not supported"),
+        ("cpu", {"device": "cuda"}, "tensors are on cuda"),
+        ("cpu", {"transformed": True}, "forward-mode gradients and functorch"),
+        ("reference", {"projected": True}, "proj_size > 0 is not supported"),
+        ("triton", {}, "tensors are on cpu"),
+    ],
+    ids=str,
+)
+def test_a_forced_backend_says_what_it_does_not_support(
+    name: str, changes: dict[str, object], reason: str
+) -> None:
+    wanted = f"backend '{name}' cannot run this call: {reason}"
+    with fastrnn.backend(name), pytest.raises(RuntimeError, match=wanted):
+        backends.choose(call(**changes))
+
+
+def test_a_forced_layer_raises_and_does_not_fall_back() -> None:
+    layer = fastrnn.LSTM(3, 5, proj_size=2)
+    with fastrnn.backend("cpu"), pytest.raises(RuntimeError, match="proj_size"):
+        layer(torch.zeros(4, 2, 3))
+
+
+ENVIRONMENT = """
+import torch, fastrnn
+from fastrnn import backends
+print(backends.forced_backend())
+try:
+    fastrnn.GRU(3, 5)(torch.zeros(4, 2, 3))
+except ValueError as error:
+    print(error)
+with fastrnn.backend("torch"):
+    print(backends.forced_backend())
+"""
+
+
+@pytest.mark.parametrize("value", ["", "reference", "nonsense"])
+def test_the_environment_variable(value: str) -> None:
+    first, *error, last = python(ENVIRONMENT, FASTRNN_BACKEND=value).splitlines()
+    assert first == (value or "None")
+    assert last == "torch"
+    assert bool(error) == (value == "nonsense")
+    assert not error or "FASTRNN_BACKEND: unknown backend 'nonsense'" in error[0]
+
+
+# ---- what is there
+
+
+def test_backend_info_is_ready_for_json() -> None:
+    info = json.loads(json.dumps(fastrnn.backend_info()))
+    assert set(info["backends"]) == set(backends.NAMES)
+    assert info["threads"] == torch.get_num_threads()
+    assert info["forced"] is None
+    cpu = info["backends"]["cpu"]
+    assert cpu["available"]
+    assert cpu["level"] in cpu["levels"]
+    for backend in info["backends"].values():
+        assert backend["available"] or backend["reason"]
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    before = native.info()["level"]
+    with pytest.raises(ValueError, match="instruction set 'sse9' is not available here"):
+        native.select_level("sse9")
+    assert native.info()["level"] == before
+
+
+@pytest.mark.usefixtures("no_library")
+def test_without_the_native_library_all_works_and_it_is_said() -> None:
+    cpu = fastrnn.backend_info()["backends"]["cpu"]
+    assert not cpu["available"]
+    assert "install a C++17 compiler and reinstall fastrnn" in cpu["reason"]
+    choice = backends.choose(call())
+    assert choice.backend == "torch"
+    assert "not built" in choice.reason
+    x = torch.randn(4, 2, 3)
+    for name in ("LSTM", "GRU"):
+        wanted = getattr(nn, name)(3, 5)
+        found = getattr(fastrnn, name)(3, 5)
+        found.load_state_dict(wanted.state_dict())
+        torch.testing.assert_close(found(x)[0], wanted(x)[0])
+    with fastrnn.backend("cpu"), pytest.raises(RuntimeError, match="not built"):
+        found(x)
+
+
+def test_a_library_that_does_not_load_is_reported(
+    no_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "libfastrnn_cpu.so").write_bytes(b"no library")
+    error = native.load_error()
+    assert error is not None
+    assert "does not load" in error
+    assert "reinstall fastrnn" in error
+
+
+def test_a_library_of_another_version_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ABI_VERSION", 999)
+    native._load.cache_clear()
+    error = native.load_error()
+    monkeypatch.undo()
+    native._load.cache_clear()
+    assert error is not None
+    assert "this fastrnn needs 999" in error
