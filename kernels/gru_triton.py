@@ -57,9 +57,9 @@ def _forward_step(
     E: tl.constexpr = y.dtype.element_ty
     put(shared, h, P)
     hs = shared.load(P.operand)
-    reset = sigmoid(total(partial(w[0], hs, P), P) + a[0], P)
+    reset = sigmoid(total(partial(w[0], hs, P), P) * P.slope + a[0], P)
     m = total(partial(w[2], hs, P), P) + b_n
-    z = sigmoid(total(partial(w[1], hs, P), P) + a[1], P)
+    z = sigmoid(total(partial(w[1], hs, P), P) * P.slope + a[1], P)
     n = tanh(a[2] + reset * m, P)
     h_new = n + z * (h - n)
     now = active(t, length, lengths)
@@ -125,20 +125,20 @@ def gru_forward_kernel(
     x1 = load_input(x, r1, t1, real, length, 3, IN, H)
     for step in range(0, steps - 1, 2):
         t = time(step, steps, REVERSE)
-        a = project(x0, columns, bias, 3, IN)
+        a = project(x0, columns, bias, 3, IN, P)
         x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 3, IN, H)
         h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
         r0 = r2
         r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
         t = time(step + 1, steps, REVERSE)
-        a = project(x1, columns, bias, 3, IN)
+        a = project(x1, columns, bias, 3, IN, P)
         x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 3, IN, H)
         h = _forward_step(a, b_n, h, w, shared1, y, gates, r1, t, real, length, lengths, H, P)
         r1 = r3
         r3 = row_after_two(offsets, first, r3, time(step + 5, steps, REVERSE), B, REVERSE)
     if steps % 2 == 1:
         t = time(steps - 1, steps, REVERSE)
-        a = project(x0, columns, bias, 3, IN)
+        a = project(x0, columns, bias, 3, IN, P)
         h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
     gl.store(h_n + first * H + state, h.to(E), mask=mask)
 

@@ -58,10 +58,10 @@ def _forward_step(
     E: tl.constexpr = y.dtype.element_ty
     put(shared, h, P)
     hs = shared.load(P.operand)
-    i = sigmoid(total(partial(w[0], hs, P), P) + a[0], P)
-    f = sigmoid(total(partial(w[1], hs, P), P) + a[1], P)
+    i = sigmoid(total(partial(w[0], hs, P), P) * P.slope + a[0], P)
+    f = sigmoid(total(partial(w[1], hs, P), P) * P.slope + a[1], P)
     g = tanh(total(partial(w[2], hs, P), P) + a[2], P)
-    o = sigmoid(total(partial(w[3], hs, P), P) + a[3], P)
+    o = sigmoid(total(partial(w[3], hs, P), P) * P.slope + a[3], P)
     c_new = f * c + i * g
     h_new = o * tanh(c_new, P)
     now = active(t, length, lengths)
@@ -135,7 +135,7 @@ def lstm_forward_kernel(
     x1 = load_input(x, r1, t1, real, length, 4, IN, H)
     for step in range(0, steps - 1, 2):
         t = time(step, steps, REVERSE)
-        a = project(x0, columns, bias, 4, IN)
+        a = project(x0, columns, bias, 4, IN, P)
         x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 4, IN, H)
         h, c = _forward_step(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
@@ -143,7 +143,7 @@ def lstm_forward_kernel(
         r0 = r2
         r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
         t = time(step + 1, steps, REVERSE)
-        a = project(x1, columns, bias, 4, IN)
+        a = project(x1, columns, bias, 4, IN, P)
         x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 4, IN, H)
         h, c = _forward_step(
             a, h, c, w, shared1, y, gates, cells, r1, t, real, length, lengths, H, P
@@ -152,7 +152,7 @@ def lstm_forward_kernel(
         r3 = row_after_two(offsets, first, r3, time(step + 5, steps, REVERSE), B, REVERSE)
     if steps % 2 == 1:
         t = time(steps - 1, steps, REVERSE)
-        a = project(x0, columns, bias, 4, IN)
+        a = project(x0, columns, bias, 4, IN, P)
         h, c = _forward_step(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
         )  # fmt: skip

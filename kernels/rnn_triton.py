@@ -73,6 +73,11 @@ class Plan:
     lanes: int = 32
 
     @property
+    def slope(self) -> float:
+        """What `sigmoid` wants its argument multiplied by: one FMA then adds the input's share."""
+        return 0.5 if self.math == "fast" else -1.4426950408889634
+
+    @property
     def product(self) -> Any:
         """Layout [unit, column, row] of the vector form: 4 columns make one 16-byte read of h."""
         lanes = [self.lanes // self.split, self.split, 1]
@@ -146,11 +151,11 @@ def tanh(x, P: tl.constexpr):
 
 @gluon.jit
 def sigmoid(x, P: tl.constexpr):
-    """Logistic function, 1 / (1 + exp(-x))."""
+    """Logistic function of x / P.slope: 1 / (1 + 2^x), or by a tanh."""
     if P.math == "fast":
-        return 0.5 * tanh(0.5 * x, P) + 0.5
+        return 0.5 * tanh(x, P) + 0.5
     else:
-        return _reciprocal(1.0 + _exp2(x * -1.4426950408889634, P), P)
+        return _reciprocal(1.0 + _exp2(x, P), P)
 
 
 # --- the product with the recurrent weights ------------------------------------------------------
@@ -339,11 +344,15 @@ def units(v, STRIDE: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
 
 @gluon.jit
 def input_columns(w_ih, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
-    """A narrow input's weights, a column [unit, 1] for each gate and feature."""
+    """A narrow input's weights, a column [unit, 1] for each gate and feature, times `slope`.
+
+    Not so gate 2, of the LSTM and of the GRU, whose activation is tanh; nor in what follows.
+    """
     columns = ()
     for k in gl.static_range(GATES):
         for d in gl.static_range(IN):
-            columns = columns + (units(w_ih + k * H * IN + d, IN, H, P),)
+            value = units(w_ih + k * H * IN + d, IN, H, P)
+            columns = columns + (value if k == 2 else value * P.slope,)
     return columns
 
 
@@ -351,19 +360,19 @@ def input_columns(w_ih, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, 
 def input_bias(
     b_ih, b_hh, GATES: tl.constexpr, BOTH: tl.constexpr, H: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
-    """The input's share of each gate's bias: b_ih, and for the first BOTH gates b_hh."""
+    """The input's share of each gate's bias, times `slope`: b_ih, and for BOTH gates b_hh."""
     bias = ()
     for g in gl.static_range(GATES):
         value = units(None if b_ih is None else b_ih + g * H, 1, H, P)
         if b_hh is not None and g < BOTH:
             value = value + units(b_hh + g * H, 1, H, P)
-        bias = bias + (value,)
+        bias = bias + (value if g == 2 else value * P.slope,)
     return bias
 
 
 @gluon.jit
-def project(xs, columns, bias, GATES: tl.constexpr, IN: tl.constexpr):
-    """Each gate's share of the input: computed here for a narrow input, loaded for a wide one."""
+def project(xs, columns, bias, GATES: tl.constexpr, IN: tl.constexpr, P: tl.constexpr):
+    """The input's share of each gate, times `slope`: computed if narrow, loaded if wide."""
     values = ()
     for g in gl.static_range(GATES):
         value = bias[g]
@@ -371,6 +380,7 @@ def project(xs, columns, bias, GATES: tl.constexpr, IN: tl.constexpr):
             for k in gl.static_range(IN):
                 value = value + columns[g * IN + k] * xs[k].to(gl.float32)
         else:
-            value = value + xs[g].to(gl.float32)
+            wide = xs[g].to(gl.float32)
+            value = value + (wide if g == 2 else wide * P.slope)
         values = values + (value,)
     return values
