@@ -26,14 +26,16 @@ def test_orthogonal_blocks(cell: str) -> None:
 
 
 def test_an_lstm_starts_by_remembering() -> None:
-    bias = Classifier("LSTM", 4, 1, 10, initialisation="orthogonal").recurrent.bias_ih_l0
+    recurrent = Classifier("LSTM", 4, 1, 10, initialisation="orthogonal").recurrent
+    bias = dict(recurrent.named_parameters())["bias_ih_l0"]
     assert bias.tolist() == [0] * 4 + [1] * 4 + [0] * 8
 
 
 def test_tensorflow_biases() -> None:
-    gru = Classifier("GRU", 4, 1, 10, initialisation="tensorflow").recurrent
-    assert gru.bias_ih_l0.tolist() == [1] * 8 + [0] * 4
-    assert not gru.bias_hh_l0.any()
+    recurrent = Classifier("GRU", 4, 1, 10, initialisation="tensorflow").recurrent
+    biases = dict(recurrent.named_parameters())
+    assert biases["bias_ih_l0"].tolist() == [1] * 8 + [0] * 4
+    assert not biases["bias_hh_l0"].any()
 
 
 def test_an_unknown_initialisation_names_the_known() -> None:
