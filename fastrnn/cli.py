@@ -111,7 +111,7 @@ def train(
         float | None, typer.Option(help="Time between checkpoints within an epoch.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.  [default: runs/TASK-PRESET-TIME]")
+        Path | None, typer.Option(help="Folder of the run; runs/TASK-PRESET-TIME if not given.")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue this run, with its own settings.")
@@ -300,6 +300,7 @@ def presets() -> None:
             table.add_row(
                 preset,
                 f"{c.cell} {c.num_layers} × {c.hidden_size}",
+                c.pixels + (f", {c.input_dropout:.0%} dropped" if c.input_dropout else ""),
                 str(c.batch_size),
                 f"{c.learning_rate:g}",
                 c.schedule + warmup,

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -111,7 +112,7 @@ class TestFigures:
 
 class TestPictures:
     def test_confusion_counts_every_test_image(self, digits, monkeypatch):
-        drawn = []
+        drawn: list[torch.Tensor] = []
         monkeypatch.setattr(plots, "confusion", drawn.append)
         config = Config(dataset="digits", device="cpu")
         TASK.pictures(TASK.model(config, digits), digits, config)
@@ -134,8 +135,10 @@ class TestPictures:
         figure = plots.curves(history)
         assert [panel.get_title() for panel in figure.axes] == ["loss", "accuracy"]
         train, validation = figure.axes[0].lines
-        assert list(train.get_ydata()) == [row["train_loss"] for row in history]
-        assert list(validation.get_ydata()) == [row["validation_loss"] for row in history]
+        assert np.asarray(train.get_ydata()).tolist() == [row["train_loss"] for row in history]
+        assert np.asarray(validation.get_ydata()).tolist() == [
+            row["validation_loss"] for row in history
+        ]
 
 
 def test_presets_can_be_changed_by_replacing_settings():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -311,9 +312,6 @@ def _kill_at_every_file_operation(folder: Path) -> int:
     Returns how many operations there are.
     """
     torch.set_num_threads(1)
-    plots.curves = lambda history: None  # drawing would be most of the time
-    plots.confusion = lambda counts: None
-    plots.save = lambda figure, path: write(path, b"drawn")
     dataset = _dataset(100)
     config = dataclasses.replace(TINY, epochs=2, checkpoint_seconds=1e-9)  # at each step
     expected = _outcome(_train(folder / "whole", dataset, config))
@@ -334,4 +332,8 @@ def _kill_at_every_file_operation(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(_kill_at_every_file_operation(Path(sys.argv[1])))
+    # Drawing would be most of the time.
+    undrawn = {"curves": mock.Mock(), "confusion": mock.Mock()}
+    saved = mock.Mock(side_effect=lambda figure, path: write(path, b"drawn"))
+    with mock.patch.multiple(plots, save=saved, **undrawn):
+        print(_kill_at_every_file_operation(Path(sys.argv[1])))

@@ -71,7 +71,7 @@ class Classification:
             input_dropout=0.1,
             hidden_size=64,
             initialisation="orthogonal",
-            epochs=60,
+            epochs=40,
             batch_size=32,
             learning_rate=5e-3,
             schedule="cosine",
