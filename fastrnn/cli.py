@@ -287,6 +287,7 @@ def presets() -> None:
         for column in (
             "preset",
             "layers × H",
+            "pixels",
             "batch",
             "rate",
             "schedule",

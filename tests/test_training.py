@@ -161,10 +161,10 @@ class TestRun:
         assert _outcome(other) != _outcome(undisturbed)
 
     def test_the_loss_falls(self, tmp_path, dataset):
-        config = dataclasses.replace(TINY, hidden_size=16, learning_rate=0.01, epochs=8)
+        config = dataclasses.replace(TINY, hidden_size=16, learning_rate=0.01, batch_size=16)
         _, progress = checkpoints.read(_train(tmp_path / "run", dataset, config).last)
         losses = [row["train_loss"] for row in progress["history"]]
-        assert losses[-1] < losses[0] - 0.3
+        assert losses[-1] < losses[0] - 0.1
 
     def test_a_loss_that_is_no_number_stops_the_run(self, tmp_path, dataset):
         config = dataclasses.replace(TINY, learning_rate=1e30, clip=0.0)
