@@ -194,7 +194,7 @@ def _replaced(state: Tensor, new: Tensor) -> Tensor:
     return new if len(new) == len(state) else torch.cat([new, state[len(new) :]])
 
 
-def _in_time_order(steps: Sequence[Tensor], reverse: bool, x: Tensor, w_hh: Tensor) -> Tensor:
+def _in_time_order(steps: list[Tensor], reverse: bool, x: Tensor, w_hh: Tensor) -> Tensor:
     """The steps' rows under each other; without steps, an empty tensor."""
     if not steps:
         return x.new_empty(0) if len(x) else x.new_empty(0, w_hh.shape[1])

@@ -1,5 +1,6 @@
 """The choice of backend: automatic, forced, explained; and life without the native library."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
         ({}, "cpu"),
         ({"cell": "GRU", "training": True}, "cpu"),
         ({"dtype": torch.float64}, "cpu"),
-        ({"dtype": torch.bfloat16}, "cpu"),
+        ({"dtype": torch.bfloat16, "hidden_size": 32}, "cpu"),
         ({"dtype": torch.float16}, "torch"),
         ({"steps": 1}, "torch"),
         ({"projected": True}, "torch"),
@@ -91,7 +92,7 @@ def test_the_chosen_kernels_are_those_that_run(cell: str, monkeypatch: pytest.Mo
 def test_the_context_nests_and_is_undone_by_errors() -> None:
     assert backends.forced_backend() is None
     with fastrnn.backend("cpu"):
-        with pytest.raises(KeyError), fastrnn.backend("reference"):
+        with contextlib.suppress(KeyError), fastrnn.backend("reference"):
             assert backends.forced_backend() == "reference"
             raise KeyError
         assert backends.forced_backend() == "cpu"

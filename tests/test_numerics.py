@@ -19,6 +19,7 @@ SINGLE, DOUBLE, BRAIN = torch.float32, torch.float64, torch.bfloat16
 SMALL: list[dict[str, Any]] = [
     row
     for row in oracle.pairwise(
+        dtype=(SINGLE, DOUBLE, BRAIN),
         steps=(1, 2, 33),
         batch=(1, 3, 17),
         input_size=(1, 3, 28, 40, 100),  # up to 28 projected within the step, from 40 in front
@@ -28,13 +29,15 @@ SMALL: list[dict[str, Any]] = [
         bidirectional=(False, True),
         bias=(True, False),
     )
-    # Sums of one or two terms cancel by chance, and then no arithmetic meets a relative tolerance.
-    if row["steps"] * row["batch"] * row["hidden_size"] > 4
+    # Sums of few terms cancel by chance, and then no arithmetic meets a relative tolerance: in
+    # bfloat16 torch.nn itself is 7 % off in a recurrent weight's gradient of 17 terms.
+    if row["steps"] * row["batch"] * row["hidden_size"] > (40 if row["dtype"] == BRAIN else 4)
 ]
-SMALL += [
+ONE_SEQUENCE: list[dict[str, Any]] = [
     {"steps": 7, "batch": 1, "input_size": 3, "hidden_size": 5, "layout": "unbatched"},
     {"steps": 1, "batch": 1, "input_size": 1, "hidden_size": 1},
 ]
+SMALL += [{"dtype": dtype, **row} for dtype in oracle.TOLERANCES for row in ONE_SEQUENCE]
 LARGE: list[dict[str, Any]] = [
     {"steps": 784, "batch": 200, "input_size": 1, "hidden_size": 32},
     {"steps": 33, "batch": 200, "input_size": 3, "hidden_size": 257, "layout": "packed"},
@@ -46,10 +49,8 @@ LARGE: list[dict[str, Any]] = [
 ]
 
 
-def cases(
-    rows: list[dict[str, Any]], dtypes: tuple[torch.dtype, ...] = (SINGLE, DOUBLE, BRAIN)
-) -> Any:
-    made = [Case(c, d, **row) for c, d, row in itertools.product(CELLS, dtypes, rows)]
+def cases(rows: list[dict[str, Any]]) -> Any:
+    made = [Case(cell, **{"dtype": SINGLE, **row}) for cell, row in itertools.product(CELLS, rows)]
     return pytest.mark.parametrize("case", made, ids=str)
 
 
@@ -62,13 +63,13 @@ def test_odd_sizes(case: Case, backend: str) -> None:
     compare(case)
 
 
-@cases(LARGE, (SINGLE,))
+@cases(LARGE)
 def test_large_sizes(case: Case) -> None:
     with fastrnn.backend("cpu"):
         compare(case)
 
 
-@cases([{"steps": 784, "batch": 3, "input_size": 1, "hidden_size": 32, "scale": 3.0}], (SINGLE,))
+@cases([{"steps": 784, "batch": 3, "input_size": 1, "hidden_size": 32, "scale": 3.0}])
 def test_many_steps_with_weights_of_a_trained_model(case: Case, backend: str) -> None:
     compare(case)
 
@@ -132,8 +133,8 @@ def test_nan_and_infinity_spread_as_in_torch(
         last = last if cell == "LSTM" else (last,)
         gradients = torch.autograd.grad(y.sum(), [x, *made.parameters()])
         results.append([t.detach() for t in (y, *last, *gradients)])
-    # torch's closed gates are 0, the native ones 2e-35: infinity times that is NaN or infinity, so an
-    # infinite state that such a gate keeps stays one here, where torch's turns to NaN and spreads.
+    # torch's closed gates are 0, the native ones 2e-35: an infinite state times that is NaN in
+    # torch, and spreads; here it stays infinite.
     exact = (cell, place) != ("GRU", "h_0") or value != value
     for found, wanted in zip(*results, strict=True):
         finite = wanted.isfinite()

@@ -16,6 +16,7 @@ I, H = 3, 5  # noqa: E741
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 reversed_or_not = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+each_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
 cells = pytest.mark.parametrize("cell", ["lstm", "gru"])
 
 
@@ -54,6 +55,7 @@ opcheck_warns = pytest.mark.filterwarnings(
 
 
 @opcheck_warns
+@each_backend
 @layouts
 @reversed_or_not
 @pytest.mark.parametrize("save", [False, True], ids=["inference", "training"])
@@ -70,6 +72,7 @@ def test_opcheck(
 
 
 @opcheck_warns
+@each_backend
 @layouts
 @pytest.mark.parametrize("need_dx", [False, True], ids=["no_dx", "dx"])
 @cells
