@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def library_path() -> Path:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     path = library_path()
     if not path.exists():
-        return None, _NO_LIBRARY
+        return None, f"{_NO_LIBRARY}{_why_not_built(path.with_name('build.json'))}"
     try:
         library = ctypes.CDLL(os.fspath(path))
     except OSError as error:
@@ -77,6 +78,15 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         getattr(library, f"fastrnn_{name}").restype = ctypes.c_char_p
     library.fastrnn_cpu_select_level.argtypes = [ctypes.c_char_p]
     return library, None
+
+
+def _why_not_built(facts: Path) -> str:
+    """What the build recorded, if it did."""
+    try:
+        reason = json.loads(facts.read_text())["fastrnn_cpu"].get("reason")
+    except (OSError, ValueError, KeyError):
+        return ""
+    return f"; the build said: {reason}" if reason else ""
 
 
 def load_error() -> str | None:

@@ -202,6 +202,11 @@ def test_without_the_native_library_all_works_and_it_is_said() -> None:
         found(x)
 
 
+def test_what_the_build_said_is_repeated(no_library: None, tmp_path: Path) -> None:
+    (tmp_path / "build.json").write_text('{"fastrnn_cpu": {"built": false, "reason": "no g++"}}')
+    assert (native.load_error() or "").endswith("the build said: no g++")
+
+
 def test_a_library_that_does_not_load_is_reported(
     no_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
