@@ -16,6 +16,13 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For many small operations: threads that wait for each other cost more than they save."""
+    with oracle.threads(1):
+        yield
+
+
 @pytest.fixture(params=oracle.backends())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces each CPU backend in turn, the native one at each instruction set."""

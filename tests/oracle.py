@@ -57,6 +57,17 @@ def forced(name: str) -> Iterator[None]:
                 native.select_level(before)
 
 
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Computes with so many threads within a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A module, its input's layout and size, and how its weights are scaled."""

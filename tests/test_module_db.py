@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 import fastrnn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INFOS = [
     info for info in module_db if info.module_cls in (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 ]

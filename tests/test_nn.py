@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS, CELLS = ("LSTM", "GRU"), ("LSTMCell", "GRUCell")
 modules = pytest.mark.parametrize("name", [*LAYERS, *CELLS])
 layers = pytest.mark.parametrize("name", LAYERS)
@@ -181,8 +183,8 @@ def test_dropout_between_layers(name: str) -> None:
     torch.testing.assert_close(output(found.eval()(x)), output(wanted.eval()(x)))
     found.train()
     assert not torch.equal(output(found(x)), output(found(x)))
-    outputs = torch.stack([output(found(x)) for _ in range(300)])
-    expected = torch.stack([output(wanted.train()(x)) for _ in range(300)])
+    outputs = torch.stack([output(found(x)) for _ in range(200)])
+    expected = torch.stack([output(wanted.train()(x)) for _ in range(200)])
     assert (outputs.mean(0) - expected.mean(0)).abs().max() < 0.1
     found.dropout = 1.0  # type: ignore[assignment]  # nothing reaches the last layer but its biases
     torch.testing.assert_close(output(found(x)), output(found(torch.zeros_like(x))))

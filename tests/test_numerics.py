@@ -13,7 +13,7 @@ from fastrnn.kernels import memory, native, reference
 from tests import oracle
 from tests.oracle import CELLS, Case
 
-pytestmark = pytest.mark.usefixtures("poison")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
 SINGLE, DOUBLE, BRAIN = torch.float32, torch.float64, torch.bfloat16
 SMALL: list[dict[str, Any]] = [
@@ -65,7 +65,8 @@ def test_odd_sizes(case: Case, backend: str) -> None:
 
 @cases(LARGE)
 def test_large_sizes(case: Case) -> None:
-    with fastrnn.backend("cpu"):
+    oracle.wanted(case)
+    with fastrnn.backend("cpu"), oracle.threads(2):
         compare(case)
 
 
@@ -77,13 +78,9 @@ def test_many_steps_with_weights_of_a_trained_model(case: Case, backend: str) ->
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_more_threads_than_cores_and_rows(cell: str, layout: str, backend: str) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(7)
-    try:
+    with oracle.threads(7):
         compare(Case(cell, SINGLE, 5, 3, 3, 31, layout))
         compare(Case(cell, SINGLE, 3, 17, 40, 128, layout))
-    finally:
-        torch.set_num_threads(threads)
 
 
 # ---- extreme values

@@ -11,6 +11,8 @@ import fastrnn
 from fastrnn import ops  # noqa: F401  (registers torch.ops.fastrnn)
 from tests import oracle
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYOUTS = {"padded": None, "packed": torch.tensor([3, 3, 2, 1])}
 I, H = 3, 5  # noqa: E741
 
