@@ -130,3 +130,15 @@ with open("/proc/self/maps") as maps:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_one_pool_of_threads_is_shared_with_torch() -> None:
     assert python(SHARED_POOL) == "1"
+
+
+IMPORT = """
+import time, torch
+start = time.perf_counter()
+import fastrnn
+print(time.perf_counter() - start)
+"""
+
+
+def test_the_import_adds_little_to_that_of_torch() -> None:
+    assert min(float(python(IMPORT)) for _ in range(3)) < 0.3  # seconds
