@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shlex
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,19 +75,23 @@ def load(
     if name not in ("auto", "mnist"):
         raise DataError(f"unknown data set {name!r}; choose auto, mnist or digits")
     root = data_dir or Path(os.environ.get("FASTRNN_DATA") or "data")
-    raw = _raw_folder(root)
-    if raw is None and download:
+    try:
+        raw = _raw_folder(root)
+    except OSError as error:
+        raise DataError(f"{root} cannot be read ({error}); make it readable") from None
+    if download and (raw is None or not all(_found(raw, name) for name in MNIST_FILES)):
         raw = _download(root)
     if raw is None:
         if name == "auto":
             return _digits(grey)
-        raise DataError(f"no MNIST in {root} (looked for MNIST/raw); {how_to_get_mnist()}")
+        raise DataError(f"no MNIST in {root} (looked for MNIST/raw); {how_to_get_mnist(root)}")
     return _mnist(raw, grey)
 
 
-def how_to_get_mnist() -> str:
-    """One line for a user without MNIST."""
-    return "to get MNIST (11 MB): fastrnn train classification --dataset mnist --download"
+def how_to_get_mnist(data_dir: Path | None = None) -> str:
+    """One line for a user without MNIST, who may want it in a folder that :func:`load` takes."""
+    where = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
+    return f"to get MNIST (11 MB): fastrnn train classification --dataset mnist --download{where}"
 
 
 def sequences(images: Tensor, grey: bool) -> Tensor:
@@ -151,16 +156,16 @@ def _read(raw: Path, name: str) -> np.ndarray:
     """The array in one of MNIST's files, packed or not: [N, 28, 28] or [N], uint8."""
     path = _found(raw, name)
     if path is None:
-        raise DataError(f"{raw / name}(.gz) is missing; {_again()}")
+        raise DataError(f"{raw / name}(.gz) is missing; {how_to_get_mnist(raw)}")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); {_again()}") from None
+        raise DataError(f"{path} cannot be read ({error}); {_again(raw)}") from None
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MNIST_FILES[name]:
         raise DataError(
-            f"{path} is damaged or not MNIST's ({len(content)} bytes, wrong MD5); {_again()}"
+            f"{path} is damaged or not MNIST's ({len(content)} bytes, wrong MD5); {_again(raw)}"
         )
     # IDX: two zero bytes, the type, the number of axes, each axis's length, then the values.
     axes = content[3]
@@ -168,18 +173,25 @@ def _read(raw: Path, name: str) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def _again() -> str:
-    return f"delete it, then {how_to_get_mnist()}"
+def _again(raw: Path) -> str:
+    return f"delete it, then {how_to_get_mnist(raw)}"
 
 
-def _download(root: Path) -> Path:
+def _download(folder: Path) -> Path:
+    """MNIST's raw folder, filled; ``folder`` is any of those that :func:`load` takes."""
     from torchvision.datasets import MNIST
 
+    root = folder.absolute()
+    if root.parts[-2:] == ("MNIST", "raw"):
+        root = root.parent
+    if root.name == "MNIST":
+        root = root.parent
+    raw = root / "MNIST" / "raw"
     try:
         MNIST(root, download=True)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())  # torchvision's has a line for each mirror
         raise DataError(
-            f"MNIST could not be downloaded to {root} ({error}); put its four files into "
-            f"{root / 'MNIST' / 'raw'} by hand"
+            f"MNIST could not be downloaded ({reason}); put its four files into {raw} by hand"
         ) from None
-    return root / "MNIST" / "raw"
+    return raw

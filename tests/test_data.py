@@ -111,7 +111,7 @@ def test_a_damaged_file_is_named_with_the_remedy(folder: Path, damage) -> None:
         data.load("mnist", folder)
     message = str(error.value)
     assert path.stem in message
-    assert "--download" in message
+    assert f"--download --data-dir {path.parent}" in message
     assert "\n" not in message
     assert sorted(folder.rglob("*")) == before
 
@@ -128,6 +128,45 @@ def test_auto_takes_digits_where_there_is_no_mnist(tmp_path: Path) -> None:
 def test_mnist_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(data.DataError, match="--download"):
         data.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("inner", [".", "MNIST", "MNIST/raw"])
+def test_a_download_fills_the_folder_that_lacks_a_file(
+    folder: Path, inner: str, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = folder / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
+    lost.unlink()
+
+    def fetch(url: str, download_root: str, filename: str, md5: str) -> None:
+        name = filename.removesuffix(".gz")
+        (Path(download_root) / name).write_bytes(contents[name])
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fetch)
+    assert len(data.load("mnist", folder / inner, download=True).train) == TRAIN - 5000
+    assert lost.with_suffix("").exists()
+
+
+def test_a_failed_download_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*args: str, **kwargs: str) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fetch)
+    with pytest.raises(data.DataError, match=r"^[^\n]*no network[^\n]*by hand$") as error:
+        data.load("mnist", tmp_path / "MNIST" / "raw", download=True)
+    assert f"into {tmp_path / 'MNIST' / 'raw'} by hand" in str(error.value)
+
+
+def test_a_folder_that_cannot_be_searched_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", deny)  # chmod does not stop root, whom CI may run as
+    with pytest.raises(data.DataError, match="make it readable"):
+        data.load("auto", tmp_path)
 
 
 def test_a_sequence_is_the_image_in_raster_order() -> None:
