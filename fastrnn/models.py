@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 import fastrnn
 
-INITIALISATIONS = ("torch", "tensorflow", "orthogonal")
+INITIALISATIONS = ("torch", "tensorflow", "orthogonal", "chrono")
+CHRONO_STEPS = 100  # a GRU-64 learned MNIST's 784 pixels faster with this than with 784
 
 
 class Classifier(nn.Module):
@@ -47,8 +48,10 @@ def initialise(recurrent: nn.RNNBase, head: nn.Module, how: str) -> None:
 
     ``torch``: leaves them. ``orthogonal``: each gate's recurrent block is orthogonal (Saxe et al.
     2014), so that gradients last over many steps, and an LSTM's forget gates start with bias 1
-    (Jozefowicz et al. 2015). ``tensorflow``: the original experiments': an LSTM's forget gates and
-    both of a GRU's gates start with bias 1, other biases at 0; the head's weights are from N(0, 1).
+    (Jozefowicz et al. 2015). ``chrono``: orthogonal blocks and the biases of :func:`chrono`, so
+    that a long sequence's early steps reach the last state. ``tensorflow``: the original
+    experiments': an LSTM's forget gates and both of a GRU's gates start with bias 1, other biases
+    at 0; the head's weights are from N(0, 1).
 
     Raises:
         ValueError: ``how`` is none of these.
@@ -62,11 +65,13 @@ def initialise(recurrent: nn.RNNBase, head: nn.Module, how: str) -> None:
         b_ih, b_hh = (getattr(recurrent, f"bias_{side}_l{layer}") for side in ("ih", "hh"))
         b_ih.zero_()
         b_hh.zero_()
-        if lstm:
+        if how == "chrono":
+            chrono(b_ih, lstm, CHRONO_STEPS)
+        elif lstm:
             b_ih[hidden : 2 * hidden] = 1
         elif how == "tensorflow":
             b_ih[: 2 * hidden] = 1
-        if how == "orthogonal":
+        if how != "tensorflow":
             for block in getattr(recurrent, f"weight_hh_l{layer}").split(hidden):
                 nn.init.orthogonal_(block)
     if how == "tensorflow":
@@ -74,3 +79,22 @@ def initialise(recurrent: nn.RNNBase, head: nn.Module, how: str) -> None:
             if isinstance(module, nn.Linear):
                 module.weight.normal_()
                 module.bias.zero_()
+
+
+@torch.no_grad()
+def chrono(bias: Tensor, lstm: bool, steps: int) -> None:
+    """Draws a layer's gate biases so that its units remember for 1 to ``steps`` steps.
+
+    b ~ log U(1, steps - 1) is the bias of an LSTM's forget gate, and -b that of its input gate; b
+    is the bias of a GRU's update gate, which in torch keeps the state (Tallec & Ollivier 2018,
+    "Can recurrent neural networks warp time?").
+
+    Args:
+        bias: [4H] of an LSTM or [3H] of a GRU, in torch's order of gates; written in place.
+        lstm: which of the two it is.
+        steps: the longest memory, more than 2.
+    """
+    hidden = len(bias) // (4 if lstm else 3)
+    keep = bias[hidden : 2 * hidden].uniform_(1, steps - 1).log_()
+    if lstm:
+        bias[:hidden] = -keep
