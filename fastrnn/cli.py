@@ -87,7 +87,7 @@ def train(
     hidden_size: Annotated[int | None, typer.Option()] = None,
     num_layers: Annotated[int | None, typer.Option()] = None,
     initialisation: Annotated[
-        str | None, typer.Option(help="torch, tensorflow or orthogonal.")
+        str | None, typer.Option(help="torch, tensorflow, orthogonal or chrono.")
     ] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,

@@ -44,7 +44,7 @@ class Config:
         self._one_of("dataset", "auto", "mnist", "digits")
         self._one_of("pixels", "binary", "grey")
         self._one_of("cell", "LSTM", "GRU")
-        self._one_of("initialisation", "torch", "tensorflow", "orthogonal")
+        self._one_of("initialisation", "torch", "tensorflow", "orthogonal", "chrono")
         self._one_of("schedule", "constant", "cosine")
         self._one_of("backend", "auto", *backends.NAMES)
         for name in ("hidden_size", "num_layers", "epochs", "batch_size"):

@@ -42,6 +42,26 @@ class Classifier(nn.Module):
         return self.head(output[-1])
 
 
+class PixelModel(nn.Module):
+    """The odds of the next binary pixel, from each state: recurrent layers and one logit.
+
+    Args: see :class:`Classifier`.
+    """
+
+    def __init__(
+        self, cell: str, hidden_size: int, num_layers: int, *, initialisation: str = "torch"
+    ) -> None:
+        super().__init__()
+        self.recurrent: nn.RNNBase = getattr(fastrnn, cell)(1, hidden_size, num_layers)
+        self.head = nn.Linear(hidden_size, 1)
+        initialise(self.recurrent, self.head, initialisation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [T, B] of the pixels that follow each of x [T, B, 1]."""
+        output, _ = self.recurrent(x)
+        return self.head(output).squeeze(2)
+
+
 @torch.no_grad()
 def initialise(recurrent: nn.RNNBase, head: nn.Module, how: str) -> None:
     """Sets the weights of a model whose modules have torch's own initial ones.

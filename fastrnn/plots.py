@@ -67,3 +67,15 @@ def confusion(counts: Tensor) -> Figure:
         title=f"test set: {accuracy:.2%} of {int(counts.sum()):,} right",
     )
     return figure
+
+
+def loss_map(nats: Tensor) -> Figure:
+    """Mean nats [height, width] of each pixel; the first one is not predicted and has none."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    panel = figure.subplots()
+    picture = panel.imshow(nats.numpy(), cmap="magma", vmin=0)
+    figure.colorbar(picture, label="nats")
+    panel.set(xticks=[], yticks=[], title=f"test set: {nats.sum():.2f} nats an image")
+    return figure

@@ -7,7 +7,7 @@ import importlib
 from fastrnn.config import ConfigError
 from fastrnn.training import Task
 
-NAMES = ("classification",)
+NAMES = ("classification", "pixel-prediction")
 
 
 def get(name: str) -> Task:
