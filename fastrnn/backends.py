@@ -20,8 +20,7 @@ import contextvars
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -34,8 +33,7 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 )
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What the choice depends on."""
 
     cell: str  # "LSTM" or "GRU"
@@ -50,8 +48,7 @@ class Call:
     transformed: bool = False  # forward-mode gradients or a functorch transform is active
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A backend's name and why it was chosen."""
 
     backend: str

@@ -343,9 +343,7 @@ def info(
         device=device,
         training=training,
     )
-    print(
-        json.dumps(dataclasses.asdict(choice)) if as_json else f"{choice.backend}: {choice.reason}"
-    )
+    print(json.dumps(choice._asdict()) if as_json else f"{choice.backend}: {choice.reason}")
 
 
 def _explained(cell: str, dtype: str, **call: Any) -> Choice:

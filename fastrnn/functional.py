@@ -196,7 +196,8 @@ def _operation(cell: str, backend: str, tensors: Sequence[Tensor]) -> Callable[.
 
         forward = reference.lstm_forward if cell == "lstm" else reference.gru_forward
         return lambda *args: forward(*args[:-1])
-    return torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru
+    packet = torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru
+    return packet.default
 
 
 def _layers(
@@ -230,6 +231,8 @@ def _layers(
         rows = outputs[0] if directions == 1 else torch.cat(outputs, 1)
         if dropout and training and layer < num_layers - 1:
             rows = drop(rows, dropout, training=True)
+    if len(finals) == 1:
+        return (rows, *(final.unsqueeze(0) for final in finals[0]))
     return (rows, *(torch.stack(final) for final in zip(*finals, strict=True)))
 
 

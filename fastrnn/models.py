@@ -38,8 +38,9 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of sequences x [T, B, 1]."""
-        output, _ = self.recurrent(x)
-        return self.head(output[-1])
+        _, state = self.recurrent(x)
+        h_n = state[0] if isinstance(state, tuple) else state
+        return self.head(h_n[-1])
 
 
 class PixelModel(nn.Module):

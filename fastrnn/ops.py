@@ -3,7 +3,8 @@
 ``fastrnn::lstm`` and ``fastrnn::gru`` run one layer in one direction over a whole sequence;
 ``fastrnn::lstm_backward`` and ``fastrnn::gru_backward`` are their gradients. Arguments and results
 are those of the functions of the same names in :mod:`fastrnn.kernels.reference`, with ``backend``
-naming the kernels that run.
+naming the kernels that run. A gradient ``dy`` of None is one of zeros, which are never written on
+CPU: a model that uses the last state alone has no other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _library.define(
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)"
 )
 _library.define(
-    "lstm_backward(Tensor dy, Tensor dh_n, Tensor dc_n, Tensor x, Tensor h0, Tensor c0,"
+    "lstm_backward(Tensor? dy, Tensor dh_n, Tensor dc_n, Tensor x, Tensor h0, Tensor c0,"
     f" Tensor w_ih, Tensor w_hh, Tensor y, Tensor gates, Tensor cells, {_BACKWARD_TAIL})"
     " -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db)"
 )
@@ -34,7 +35,7 @@ _library.define(
     f"gru(Tensor x, Tensor h0, {_FORWARD_WEIGHTS}, {_TAIL}) -> (Tensor y, Tensor h_n, Tensor gates)"
 )
 _library.define(
-    "gru_backward(Tensor dy, Tensor dh_n, Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor y,"
+    "gru_backward(Tensor? dy, Tensor dh_n, Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor y,"
     f" Tensor gates, {_BACKWARD_TAIL})"
     " -> (Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)"
 )
@@ -73,10 +74,14 @@ def _check(cell: str, x: Tensor, *args: Any) -> None:
 
 
 def _implement(op: str, cell: str, function: str) -> None:
+    y = {"lstm_backward": 8, "gru_backward": 6}.get(op)
+
     def kernel(*args: Any) -> tuple[Tensor, ...]:
         *args, backend = args  # type: ignore[assignment]
-        if op == cell:
+        if y is None:
             _check(cell, *args)
+        elif args[0] is None and backend != "cpu":
+            args = (torch.zeros_like(args[y]), *args[1:])
         contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
         return getattr(_kernels(backend, cell), function)(*contiguous)
 
@@ -104,7 +109,7 @@ def _fake_forward(states: int, saved: tuple[int, ...]) -> Callable[..., tuple[Te
 
 
 def _fake_lstm_backward(
-    dy: Tensor, dh_n: Tensor, dc_n: Tensor, x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor,
+    dy: Tensor | None, dh_n: Tensor, dc_n: Tensor, x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor,
     w_hh: Tensor, y: Tensor, gates: Tensor, cells: Tensor, batch_sizes: Tensor | None,
     reverse: bool, need_dx: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -113,7 +118,7 @@ def _fake_lstm_backward(
 
 
 def _fake_gru_backward(
-    dy: Tensor, dh_n: Tensor, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor,
+    dy: Tensor | None, dh_n: Tensor, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor,
     gates: Tensor, batch_sizes: Tensor | None, reverse: bool, need_dx: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     dx = x.new_empty(x.shape if need_dx else (0,))
@@ -150,19 +155,20 @@ def _formula(cell: str, states: int) -> Callable[..., tuple[Tensor | None, ...]]
         saved = ctx.saved_tensors
         tensors, batch_sizes, (y, *kept) = saved[:inputs], saved[inputs], saved[inputs + 1 :]
         x, *first = tensors[: 1 + states]
-        given = [
+        dy, *others = grads[: 1 + states]
+        last = [
             torch.zeros_like(like) if grad is None else grad
-            for grad, like in zip(grads[: 1 + states], (y, *first), strict=True)
+            for grad, like in zip(others, first, strict=True)
         ]
         if torch.is_grad_enabled():  # create_graph: the gradients must themselves have gradients
-            results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, given)
+            results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *last])
             return (*results, None, None, None, None)
         if not ctx.save:
             raise RuntimeError(f"fastrnn::{cell} was called with save=False, so it has no backward")
         w_ih, w_hh, b_ih, _ = tensors[1 + states :]
         op = getattr(torch.ops.fastrnn, f"{cell}_backward")
         dx, *rest = op(
-            *given, x, *first, w_ih, w_hh, y, *kept, batch_sizes, ctx.reverse,
+            dy, *last, x, *first, w_ih, w_hh, y, *kept, batch_sizes, ctx.reverse,
             ctx.needs_input_grad[0], ctx.backend,
         )  # fmt: skip
         if cell == "lstm":
@@ -179,12 +185,14 @@ def _differentiable_gradients(
     cell: str,
     tensors: tuple[Tensor | None, ...],
     batch_sizes: Tensor | None,
-    grads: list[Tensor],
+    grads: list[Tensor | None],
 ) -> list[Tensor | None]:
     """Gradients through the reference's arithmetic, which autograd follows to any order."""
     wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
     forward = getattr(_kernels("reference", cell), f"{cell}_forward")
     outputs = forward(*tensors, batch_sizes, ctx.reverse, False)[: len(grads)]
+    if grads[0] is None:
+        outputs, grads = outputs[1:], grads[1:]
     found = torch.autograd.grad(
         outputs, list(wanted.values()), grads, create_graph=True, allow_unused=True
     )

@@ -199,7 +199,7 @@ def lstm_forward(
 
 
 def lstm_backward(
-    dy: Tensor,
+    dy: Tensor | None,
     dh_n: Tensor,
     dc_n: Tensor,
     x: Tensor,
@@ -251,7 +251,7 @@ def gru_forward(
 
 
 def gru_backward(
-    dy: Tensor,
+    dy: Tensor | None,
     dh_n: Tensor,
     x: Tensor,
     h0: Tensor,

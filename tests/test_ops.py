@@ -77,10 +77,15 @@ def test_opcheck(
 @each_backend
 @layouts
 @pytest.mark.parametrize("need_dx", [False, True], ids=["no_dx", "dx"])
+@pytest.mark.parametrize("has_dy", [False, True], ids=["no_dy", "dy"])
 @cells
-def test_opcheck_backward(cell: str, need_dx: bool, layout: str, backend: str) -> None:
+def test_opcheck_backward(
+    cell: str, has_dy: bool, need_dx: bool, layout: str, backend: str
+) -> None:
     given = inputs(cell, layout, torch.float32)
     arguments = backward_arguments(cell, given, False, name(backend))
+    if not has_dy:
+        arguments[0] = None
     op = getattr(torch.ops.fastrnn, f"{cell}_backward").default
     torch.library.opcheck(op, (*arguments, need_dx, name(backend)))
 

@@ -57,7 +57,7 @@ typedef struct {
 } fastrnn_forward_arrays;
 
 typedef struct {
-  const void *dy;           /* [N, H] */
+  const void *dy;           /* [N, H], or NULL: zeros */
   const void *dh_n, *dc_n;  /* [B, H]; dc_n: LSTM only */
   const void *x, *h0, *c0, *w_ih, *w_hh, *y, *gates, *cells; /* as in the forward call */
   void *dx;                 /* [N, I], or NULL when it is not needed */

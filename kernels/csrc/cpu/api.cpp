@@ -254,7 +254,7 @@ int fastrnn_cpu_backward(const fastrnn_problem *problem, const fastrnn_backward_
   if (problem->steps == 0 || problem->batch == 0) return FASTRNN_OK;
   const bool lstm = problem->cell == FASTRNN_LSTM;
   const fastrnn_backward_arrays &a = *arrays;
-  if (!a.dy || !a.dh_n || !a.x || !a.h0 || !a.w_ih || !a.w_hh || !a.y || !a.gates || !a.dh0 ||
+  if (!a.dh_n || !a.x || !a.h0 || !a.w_ih || !a.w_hh || !a.y || !a.gates || !a.dh0 ||
       !a.dw_ih || !a.dw_hh || !a.db_ih || (lstm && (!a.dc_n || !a.c0 || !a.cells || !a.dc0)) ||
       (!lstm && !a.db_hh))
     return FASTRNN_ERROR_ARGUMENT;

@@ -189,8 +189,8 @@ class Backward : Share<S> {
         c_new = load_n(static_cast<const S *>(a_.cells) + row * H + unit, n);
         dc = load(dc_ + b * Hp + unit);
       }
-      Vec<C> dh = load(dh_ + b * Hp + unit) +
-                  load_n(static_cast<const S *>(a_.dy) + row * H + unit, n);
+      Vec<C> dh = load(dh_ + b * Hp + unit);
+      if (a_.dy) dh += load_n(static_cast<const S *>(a_.dy) + row * H + unit, n);
       Cell::backward(gate, load(h_old + unit), c, c_new, dh, dc, gradient);
       for (int g = 0; g < kBlocks; ++g) store(d + g * Hp + unit, gradient[g]);
       store(dh_ + b * Hp + unit, dh);
