@@ -63,6 +63,43 @@ class PixelModel(nn.Module):
         return self.head(output).squeeze(2)
 
 
+class Inpainter(nn.Module):
+    """The odds of hidden pixels, from the known ones on both sides.
+
+    A recurrent layer in each direction reads the pixels' values and which of them are hidden; 100
+    rectified units and a logit follow on both states of a pixel.
+
+    Args:
+        height, width: of an image, in pixels; P = height * width.
+        cell, hidden_size, num_layers, initialisation: see :class:`Classifier`.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        cell: str,
+        hidden_size: int,
+        num_layers: int,
+        *,
+        initialisation: str = "torch",
+    ) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+        layer = getattr(fastrnn, cell)
+        self.recurrent: nn.RNNBase = layer(2, hidden_size, num_layers, bidirectional=True)
+        self.head = nn.Sequential(nn.Linear(2 * hidden_size, 100), nn.ReLU(), nn.Linear(100, 1))
+        initialise(self.recurrent, self.head, initialisation)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Logits [P, B] of pixels x [P, B], 0 and 1 float32, of which those ``hidden`` are unread.
+
+        hidden [P, B] is bool.
+        """
+        output, _ = self.recurrent(torch.stack([x * ~hidden, hidden.to(x.dtype)], 2))
+        return self.head(output).squeeze(2)
+
+
 @torch.no_grad()
 def initialise(recurrent: nn.RNNBase, head: nn.Module, how: str) -> None:
     """Sets the weights of a model whose modules have torch's own initial ones.
@@ -82,8 +119,7 @@ def initialise(recurrent: nn.RNNBase, head: nn.Module, how: str) -> None:
     if how == "torch":
         return
     lstm, hidden = recurrent.mode == "LSTM", recurrent.hidden_size
-    for layer in range(recurrent.num_layers):
-        b_ih, b_hh = (getattr(recurrent, f"bias_{side}_l{layer}") for side in ("ih", "hh"))
+    for _, w_hh, b_ih, b_hh in recurrent.all_weights:
         b_ih.zero_()
         b_hh.zero_()
         if how == "chrono":
@@ -93,7 +129,7 @@ def initialise(recurrent: nn.RNNBase, head: nn.Module, how: str) -> None:
         elif how == "tensorflow":
             b_ih[: 2 * hidden] = 1
         if how != "tensorflow":
-            for block in getattr(recurrent, f"weight_hh_l{layer}").split(hidden):
+            for block in w_hh.split(hidden):
                 nn.init.orthogonal_(block)
     if how == "tensorflow":
         for module in head.modules():

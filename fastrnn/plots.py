@@ -79,3 +79,25 @@ def loss_map(nats: Tensor) -> Figure:
     figure.colorbar(picture, label="nats")
     panel.set(xticks=[], yticks=[], title=f"test set: {nats.sum():.2f} nats an image")
     return figure
+
+
+def inpainted(truth: Tensor, hidden: Tensor, filled: Tensor) -> Figure:
+    """Images [N, height, width]: above with their holes, below filled; wrong pixels are red."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    def coloured(images: Tensor, marked: Tensor, colour: tuple[float, float, float]) -> np.ndarray:
+        pixels = np.repeat(images.float().numpy()[..., None], 3, 3)
+        pixels[marked.bool().numpy()] = colour
+        return pixels
+
+    masked = coloured(truth, hidden, (0.35, 0.55, 0.95))
+    result = coloured(filled, filled != truth, (0.9, 0.2, 0.15))
+    figure = Figure(figsize=(1.1 * len(truth), 2.6), layout="constrained")
+    panels = figure.subplots(2, len(truth), squeeze=False)
+    for images, row, title in zip((masked, result), panels, ("hidden", "filled"), strict=True):
+        for image, panel in zip(images, row, strict=True):
+            panel.imshow(image)
+            panel.set(xticks=[], yticks=[])
+        row[0].set_ylabel(title)
+    return figure

@@ -7,7 +7,7 @@ import importlib
 from fastrnn.config import ConfigError
 from fastrnn.training import Task
 
-NAMES = ("classification", "pixel-prediction")
+NAMES = ("classification", "pixel-prediction", "inpainting")
 
 
 def get(name: str) -> Task:

@@ -13,6 +13,7 @@ namespace fastrnn::FASTRNN_LEVEL {
 
 constexpr int64_t kNarrowInput = 32;            // projected inside the step up to this width
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections made ahead, per thread
+constexpr int64_t kCachedBytes = 4 << 20;        // of results that a cache holds until they are read
 
 template <class Cell, class S>
 class Forward : Share<S> {
@@ -28,7 +29,7 @@ class Forward : Share<S> {
 
  private:
   Forward(const Job &job, int thread, char *block)
-      : Base(job, thread), a_(*job.forward), narrow_(I <= kNarrowInput) {
+      : Base(job, thread), a_(*job.forward), narrow_(I <= kNarrowInput), past_caches_(large_results()) {
     Arena arena(block);
     w_hh_ = arena.take<C>(P * H * G * W);
     w_ih_ = arena.take<C>(P * I * G * W);
@@ -59,6 +60,21 @@ class Forward : Share<S> {
       this->group_meets();
     }
     store_states();
+    if (past_caches_) fence();
+  }
+
+  // Whether y, gates and cells are whole cache lines, and more than fit in a cache.
+  bool large_results() const {
+    const int64_t bytes = walk_.offset(walk_.steps) * H * int64_t(sizeof(S));
+    return kWholeLines<S> && H % W == 0 && bytes * (a_.gates ? 5 : 1) > kCachedBytes &&
+           (uintptr_t(a_.y) | uintptr_t(a_.gates) | uintptr_t(a_.cells)) % 64 == 0;
+  }
+
+  void put(S *result, Vec<C> v, int64_t n) const {
+    if constexpr (kWholeLines<S>) {
+      if (past_caches_) return store_past_caches(result, v);
+    }
+    store_n(result, v, n);
   }
 
   // Weights as panels [P][K][G][W], biases as [P][4][W]; threads share the work.
@@ -195,7 +211,7 @@ class Forward : Share<S> {
     // The results' lines are new to the caches: start the next step's on their way.
     const int64_t ahead = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
     for (int i = 0; i < R; ++i) {
-      __builtin_prefetch(static_cast<S *>(a_.y) + (ahead + i) * H + p * W, 1);
+      if (!past_caches_) __builtin_prefetch(static_cast<S *>(a_.y) + (ahead + i) * H + p * W, 1);
       const int64_t state = ((b + i) * P + p) * W, row = first_row + i;
       Vec<C> gate[4] = {acc[i][0], acc[i][1], acc[i][2], {}}, c{};
       if constexpr (Cell::kHasCell) {
@@ -207,18 +223,18 @@ class Forward : Share<S> {
       }
       const Vec<C> h = Cell::forward(gate, load(h_old + state), c);
       store(h_[~s & 1] + state, h);
-      store_n(static_cast<S *>(a_.y) + row * H + p * W, h, n);
+      put(static_cast<S *>(a_.y) + row * H + p * W, h, n);
       if constexpr (Cell::kHasCell) store(c_ + state, c);
       if (a_.gates) {
         S *gates = static_cast<S *>(a_.gates) + row * 4 * H + p * W;
-        for (int g = 0; g < 4; ++g) store_n(gates + g * H, gate[g], n);
-        if constexpr (Cell::kHasCell) store_n(static_cast<S *>(a_.cells) + row * H + p * W, c, n);
+        for (int g = 0; g < 4; ++g) put(gates + g * H, gate[g], n);
+        if constexpr (Cell::kHasCell) put(static_cast<S *>(a_.cells) + row * H + p * W, c, n);
       }
     }
   }
 
   const fastrnn_forward_arrays a_;
-  const bool narrow_;
+  const bool narrow_, past_caches_;
   int64_t steps_ahead_;
   size_t used_;
   C *w_hh_, *w_ih_, *bias_, *h_[2], *c_;      // shared by all

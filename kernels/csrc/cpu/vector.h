@@ -108,6 +108,20 @@ FASTRNN_INLINE void store_n(S *p, Vec<Compute<S>> v, int64_t n) {
   memcpy(p, part, size_t(n) * sizeof(S));
 }
 
+// Whether store_past_caches exists for a storage type: it pays for whole cache lines only.
+template <class S>
+inline constexpr bool kWholeLines = sizeof(S) * kLanes<Compute<S>> == 64;
+
+#if defined(__AVX512F__)
+// For results that no cache could hold until they are read, and whose old content need not be
+// fetched. p is aligned to 64 bytes; another thread sees them after a fence.
+FASTRNN_INLINE void store_past_caches(float *p, VecF v) { _mm512_stream_ps(p, (__m512)v); }
+FASTRNN_INLINE void store_past_caches(double *p, VecD v) { _mm512_stream_pd(p, (__m512d)v); }
+FASTRNN_INLINE void fence() { _mm_sfence(); }
+#else
+FASTRNN_INLINE void fence() {}
+#endif
+
 FASTRNN_INLINE float widen(float v) { return v; }
 FASTRNN_INLINE double widen(double v) { return v; }
 FASTRNN_INLINE float widen(bfloat16 v) {
