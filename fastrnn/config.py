@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastrnn import backends
+from fastrnn import backends, reset_before
 
 
 class ConfigError(ValueError):
@@ -43,7 +43,7 @@ class Config:
     def __post_init__(self) -> None:
         self._one_of("dataset", "auto", "mnist", "digits")
         self._one_of("pixels", "binary", "grey")
-        self._one_of("cell", "LSTM", "GRU")
+        self._one_of("cell", "LSTM", "GRU", reset_before.MODE)
         self._one_of("initialisation", "torch", "tensorflow", "orthogonal", "chrono")
         self._one_of("schedule", "constant", "cosine")
         self._one_of("backend", "auto", *backends.NAMES)

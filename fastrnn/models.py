@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 import fastrnn
+from fastrnn import reset_before
 
 INITIALISATIONS = ("torch", "tensorflow", "orthogonal", "chrono")
 CHRONO_STEPS = 100  # a GRU-64 learned MNIST's 784 pixels faster with this than with 784
+
+
+def layer(cell: str) -> Callable[..., nn.RNNBase]:
+    """What makes the recurrent layers of a cell: fastrnn's, or the one that is for comparison."""
+    return reset_before.GRUResetBefore if cell == reset_before.MODE else getattr(fastrnn, cell)
 
 
 class Classifier(nn.Module):
     """The class of a sequence, from the last state: recurrent layers, 100 rectified units, logits.
 
     Args:
-        cell: ``LSTM`` or ``GRU``.
+        cell: ``LSTM``, ``GRU`` or ``GRU-RESET-BEFORE``.
         hidden_size: H of each layer.
         num_layers: layers, with separate weights.
         classes: logits.
@@ -32,7 +40,7 @@ class Classifier(nn.Module):
         initialisation: str = "torch",
     ) -> None:
         super().__init__()
-        self.recurrent: nn.RNNBase = getattr(fastrnn, cell)(1, hidden_size, num_layers)
+        self.recurrent = layer(cell)(1, hidden_size, num_layers)
         self.head = nn.Sequential(nn.Linear(hidden_size, 100), nn.ReLU(), nn.Linear(100, classes))
         initialise(self.recurrent, self.head, initialisation)
 
@@ -53,7 +61,7 @@ class PixelModel(nn.Module):
         self, cell: str, hidden_size: int, num_layers: int, *, initialisation: str = "torch"
     ) -> None:
         super().__init__()
-        self.recurrent: nn.RNNBase = getattr(fastrnn, cell)(1, hidden_size, num_layers)
+        self.recurrent = layer(cell)(1, hidden_size, num_layers)
         self.head = nn.Linear(hidden_size, 1)
         initialise(self.recurrent, self.head, initialisation)
 
@@ -86,8 +94,7 @@ class Inpainter(nn.Module):
     ) -> None:
         super().__init__()
         self.height, self.width = height, width
-        layer = getattr(fastrnn, cell)
-        self.recurrent: nn.RNNBase = layer(2, hidden_size, num_layers, bidirectional=True)
+        self.recurrent = layer(cell)(2, hidden_size, num_layers, bidirectional=True)
         self.head = nn.Sequential(nn.Linear(2 * hidden_size, 100), nn.ReLU(), nn.Linear(100, 1))
         initialise(self.recurrent, self.head, initialisation)
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn import backends, checkpoints, data
+from fastrnn import backends, checkpoints, data, reset_before
 from fastrnn.checkpoints import State
 from fastrnn.config import Config, ConfigError
 from fastrnn.runs import Run, RunError
@@ -163,6 +163,8 @@ def chosen_backend(model: nn.Module, config: Config, dataset: data.Dataset) -> b
     """
     layer = next(m for m in model.modules() if isinstance(m, nn.RNNBase))
     try:
+        if layer.mode == reset_before.MODE:
+            return reset_before.choose()
         return backends.explain(
             layer.mode,
             batch=config.batch_size,
