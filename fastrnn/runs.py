@@ -16,12 +16,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,42 @@ def write(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Writes a table with a header; all rows have the same columns."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
+    write(path, text.getvalue().encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON value, indented."""
+    write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, remedy: str = "choose another --out") -> Iterator[Path]:
+    """A folder to fill, which appears in its place in one rename when the block ends.
+
+    Raises:
+        RunError: there is something at this place already; the remedy ends the message.
+    """
+    taken = RunError(f"{folder} exists and is not empty: {remedy}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise taken
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        try:
+            temporary.rename(folder)  # replaces an empty folder, and refuses any other
+        except OSError:
+            raise taken from None
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
 
 
 @dataclass(frozen=True)
@@ -78,18 +113,9 @@ class Run:
         Raises:
             RunError: there is something at this place already.
         """
-        taken = RunError(f"{folder} exists and is not empty: choose another --out, or --resume it")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise taken
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        (temporary / "checkpoints").mkdir(parents=True)
-        write(temporary / "config.json", _json(config))
-        try:
-            temporary.rename(folder)  # replaces an empty folder, and refuses any other
-        except OSError:
-            shutil.rmtree(temporary)
-            raise taken from None
+        with new_folder(folder, "choose another --out, or --resume it") as temporary:
+            (temporary / "checkpoints").mkdir()
+            write_json(temporary / "config.json", config)
         return cls(folder)
 
     @classmethod
@@ -112,11 +138,7 @@ class Run:
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Writes metrics.csv; all rows have the same columns."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        table.writeheader()
-        table.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
-        write(self.folder / "metrics.csv", text.getvalue().encode())
+        write_csv(self.folder / "metrics.csv", rows)
 
     def summary(self) -> dict[str, Any]:
         """What summary.json holds."""
@@ -124,4 +146,4 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, which marks the run as finished."""
-        write(self.folder / "summary.json", _json(summary))
+        write_json(self.folder / "summary.json", summary)
