@@ -2,6 +2,7 @@
 
 Each kernel that the heuristic can pick is compiled with Triton's own ptxas and disassembled with
 its cuobjdump. The time loop is the longest backward branch; it holds two steps: counts are halved.
+Of the step kernels everything is counted, each instruction once.
 
     python -m benchmarks.step_costs            print the table
     python -m benchmarks.step_costs --write    and keep it in step_costs.json, which tests hold
@@ -55,13 +56,15 @@ class Case:
 
     Args:
         cell: lstm or gru.
-        way: inference, forward (training) or backward.
+        way: inference, forward (training) or backward; the step kernels': cell_forward and
+            cell_backward, or steps_forward and steps_backward, which take all steps in a launch.
         dtype: of all tensors but the layout's.
         hidden: H.
         batch: B, from which the heuristic picks form and rows.
         features: input size; wide ones are projected outside.
         packed: with a PackedSequence's layout.
         arch: compute capability times 10, or gfx942.
+        tf32: float32 products of the step kernels in TF32.
     """
 
     cell: str
@@ -72,12 +75,18 @@ class Case:
     features: int = 1
     packed: bool = False
     arch: int | str = 90
+    tf32: bool = False
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether this is a step kernel."""
+        return self.way.startswith(("cell_", "steps_"))
 
     @property
     def name(self) -> str:
         """The case's key in the table."""
         layout = "packed" if self.packed else "padded"
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
         size = f"H={self.hidden} B={self.batch} I={self.features}"
         return f"{self.cell} {self.way} {dtype} {size} {layout} {self.arch}"
 
@@ -104,12 +113,34 @@ def cases() -> Iterator[Case]:
             for hidden in (32, 64):
                 yield Case(cell, way, single, hidden, 200, arch="gfx942")
 
+    yield from step_cases()
+
+
+def step_cases() -> Iterator[Case]:
+    """Every size of a step's programs that the heuristic can pick."""
+    half, single = torch.float16, torch.float32
+    sizes = [(half, 256, 1, False), (half, 1024, 1, False), (half, 256, 3, False)]
+    sizes += [(half, 512, 64, False), (half, 256, 200, False), (half, 1024, 500, False)]
+    sizes += [(single, 256, 1, False), (single, 256, 64, False), (single, 512, 500, False)]
+    sizes += [(single, 512, 64, True), (single, 256, 200, True), (single, 1024, 500, True)]
+    for cell in ("lstm", "gru"):
+        for dtype, hidden, batch, tf32 in sizes:
+            for way in ("cell_forward", "cell_backward", "steps_forward", "steps_backward"):
+                features = 28 if way.startswith("cell") else hidden
+                yield Case(cell, way, dtype, hidden, batch, features, tf32=tf32)
+        for way in ("cell_forward", "steps_forward", "steps_backward"):
+            yield Case(cell, way, half, 512, 64, 28, arch=80)
+            yield Case(cell, way, half, 512, 64, 28, packed=True)
+            yield Case(cell, way, half, 512, 64, 28, arch="gfx942")
+
 
 def plan(case: Case) -> Any:
     """The heuristic's choice for a case."""
-    from fastrnn.kernels import rnn_launch
+    from fastrnn.kernels import rnn_launch, step_launch
 
     lanes = 32 if isinstance(case.arch, int) else 64
+    if case.stepwise:
+        return step_launch.choose_step(case.hidden, case.batch, case.dtype, SMS, lanes, case.tf32)
     return rnn_launch.choose(case.hidden, case.batch, case.dtype, SMS, lanes)
 
 
@@ -162,32 +193,53 @@ def triton_version() -> str:
     return str(triton.__version__)
 
 
+def _constants(case: Case) -> dict[str, Any]:
+    """A kernel's compile-time arguments; None for what the case does without."""
+    from fastrnn.kernels import rnn_launch, step_launch
+
+    absent = [] if case.packed else ["offsets", "lengths"]
+    values: dict[str, Any] = {"P": plan(case), "REVERSE": False, "H": case.hidden}
+    if case.stepwise:
+        del values["H"]
+        values |= {"LSTM": case.cell == "lstm", "PROJECTED": case.features > step_launch.NARROW}
+        absent += ["arrived"] if case.way.startswith("cell") else []
+        absent += ["h_n", "cells", "dh_n"] if case.cell == "gru" else []
+    else:
+        narrow = rnn_launch.narrow(case.features, case.hidden)
+        values |= {"IN": case.features if narrow else 0}
+        absent += ["gates", "cells"] if case.way == "inference" else []
+    return values | dict.fromkeys(absent)
+
+
 def _compile(case: Case) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    from fastrnn.kernels import rnn_launch
-
-    nvidia = isinstance(case.arch, int)
-    spread = plan(case)
-    module = importlib.import_module(f"fastrnn.kernels.{case.cell}_triton")
-    way = "backward" if case.way == "backward" else "forward"
-    kernel = getattr(module, f"{case.cell}_{way}_kernel")
-    features = case.features if rnn_launch.narrow(case.features, case.hidden) else 0
-    constants: dict[str, Any] = {"IN": features, "H": case.hidden, "P": spread, "REVERSE": False}
-    types = {"T": "i32", "B": "i32", "skew": "i32", "offsets": "*i64", "lengths": "*i32"}
-    absent = [] if case.packed else ["offsets", "lengths"]
-    absent += ["gates", "cells"] if case.way == "inference" else []
-    constants |= dict.fromkeys(absent)
-    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    way = "backward" if case.way.endswith("backward") else "forward"
+    name = "step" if case.stepwise else f"{case.cell}"
+    module = importlib.import_module(f"fastrnn.kernels.{name}_triton")
+    kernel = getattr(module, f"{way}_kernel" if case.stepwise else f"{name}_{way}_kernel")
+    known = _constants(case)
+    constants = {name: known[name] for name in kernel.arg_names if name in known}
+    types = dict.fromkeys(("T", "B", "skew", "begin", "end", "I", "H"), "i32")
+    types |= {"offsets": "*i64", "lengths": "*i32", "arrived": "*i32"}
+    types |= dict.fromkeys(("old", "new"), "*fp32") if case.way.startswith("steps") else {}
     signature = {
         name: "constexpr" if name in constants else types.get(name, _POINTERS[case.dtype])
         for name in kernel.arg_names
     }
+    nvidia = isinstance(case.arch, int)
     target = GPUTarget("cuda", case.arch, 32) if nvidia else GPUTarget("hip", case.arch, 64)
-    source = GluonASTSource(kernel, signature, constants, {})
-    return triton.compile(source, target=target, options={"num_warps": spread.warps})
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(signature.items())
+        if case.stepwise and (kind[0] == "*" or (name == "H" and case.hidden % 16 == 0))
+    }
+    form = ASTSource if case.stepwise else GluonASTSource
+    source = form(kernel, signature, constants, aligned)
+    return triton.compile(source, target=target, options={"num_warps": constants["P"].warps})
 
 
 def _disassemble(cubin: bytes) -> tuple[str, list[tuple[int, str]]]:
@@ -235,7 +287,9 @@ def cost(case: Case) -> dict[str, float]:
     resources = re.search(r"REG:(\d+) STACK:(\d+)", report)
     assert resources is not None
     everywhere = collections.Counter(_operation(code) for _, code in instructions)
-    body = time_loop(instructions)
+    stepwise = case.stepwise
+    body = [code for _, code in instructions] if stepwise else time_loop(instructions)
+    steps = 1 if stepwise else STEPS_A_TURN
     loop = collections.Counter(_operation(code) for code in body)
     groups = {
         "barriers": ["BAR"],
@@ -244,8 +298,8 @@ def cost(case: Case) -> dict[str, float]:
         "shuffles": ["SHFL"],
         "special": ["MUFU"],
         "fma": ["FFMA"],
-        "mma": ["HMMA"],
-        "loads": ["LDG"],
+        "mma": ["HMMA", "HGMMA"],
+        "loads": ["LDG", "LDGSTS"],
         "stores": ["STG"],
         "local": ["LDL", "STL"],
     }
@@ -254,8 +308,8 @@ def cost(case: Case) -> dict[str, float]:
         "spills": everywhere["LDL"] + everywhere["STL"],
         "stack": int(resources[2]),
         "shared": compiled.metadata.shared,
-        "instructions": len(body) / STEPS_A_TURN,
-        **{key: sum(loop[op] for op in ops) / STEPS_A_TURN for key, ops in groups.items()},
+        "instructions": len(body) / steps,
+        **{key: sum(loop[op] for op in ops) / steps for key, ops in groups.items()},
     }
 
 

@@ -144,7 +144,7 @@ def native_load_error() -> str | None:
 def _triton_unsupported(call: Call) -> str | None:
     if call.device != "cuda":
         return f"tensors are on {call.device}"
-    return triton_load_error() or _triton_limits(call.dtype, call.hidden_size)
+    return triton_load_error() or _triton_limits(call.dtype)
 
 
 @_constant_in_graphs
@@ -160,10 +160,10 @@ def triton_load_error() -> str | None:
 
 
 @_constant_in_graphs
-def _triton_limits(dtype: torch.dtype, hidden_size: int) -> str | None:
+def _triton_limits(dtype: torch.dtype) -> str | None:
     from fastrnn.kernels import rnn_launch
 
-    return rnn_launch.supports(dtype, hidden_size)
+    return rnn_launch.supports(dtype)
 
 
 # ---- the measured table: where torch.nn's own path is as fast or faster

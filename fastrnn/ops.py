@@ -46,8 +46,8 @@ _MODULES = {
     ("reference", "gru"): "reference",
     ("cpu", "lstm"): "native",
     ("cpu", "gru"): "native",
-    ("triton", "lstm"): "lstm_triton",
-    ("triton", "gru"): "gru_triton",
+    ("triton", "lstm"): "layer_triton",
+    ("triton", "gru"): "layer_triton",
 }
 
 

@@ -15,11 +15,8 @@ backward, from dh (of y and of the next step):
 # ruff: noqa: RUF005 (Triton compiles no starred tuples)
 from __future__ import annotations
 
-import torch
 import triton.language as tl
-from torch import Tensor
 
-from .rnn_launch import Rows, launch, narrow, plan, with_precision
 from .rnn_triton import (
     DYNAMIC,
     active,
@@ -269,71 +266,3 @@ def gru_backward_kernel(
         t = time(steps - 1, steps, BACKWARDS)
         dh = _backward_step(k, dh, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P)
     gl.store(dh0 + first * H + state, dh.to(E), mask=mask)
-
-
-@with_precision
-def gru_forward(
-    x: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs y [N, H], h_n [B, H] and gates [N, 4H] = r, z, n, m (empty unless save)."""
-    (n, i), (batch, h) = x.shape, h0.shape
-    y = x.new_empty(n, h)
-    gates = x.new_empty((n, 4 * h) if save else 0)
-    if batch == 0:
-        return y, h0.clone(), gates
-    h_n = torch.empty_like(h0)
-    rows = Rows.of(x, batch, batch_sizes)
-    if not narrow(i, h):
-        x, i = torch.nn.functional.linear(x, w_ih), 0
-    spread = plan(h, batch, x)
-    launch(
-        gru_forward_kernel, spread, batch, x.device,
-        x, w_ih, w_hh, b_ih, b_hh, h0, y, h_n, gates if save else None, rows.offsets, rows.lengths,
-        rows.steps, batch, 0, i, h, spread, reverse,
-    )  # fmt: skip
-    return y, h_n, gates
-
-
-@with_precision
-def gru_backward(
-    dy: Tensor,
-    dh_n: Tensor,
-    x: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    y: Tensor,
-    gates: Tensor,
-    batch_sizes: Tensor | None,
-    reverse: bool,
-    need_dx: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients dx [N, I] (empty unless need_dx), dh0 [B, H], dw_ih, dw_hh, db_ih, db_hh [3H]."""
-    batch, h = h0.shape
-    if batch == 0:
-        dx = x.new_empty(x.shape if need_dx else 0)
-        dw_ih, dw_hh, db = torch.zeros_like(w_ih), torch.zeros_like(w_hh), w_hh.new_zeros(3 * h)
-        return dx, dh_n.clone(), dw_ih, dw_hh, db, db.clone()
-    dgates = torch.empty_like(gates)
-    dh0 = torch.empty_like(h0)
-    rows = Rows.of(x, batch, batch_sizes)
-    spread = plan(h, batch, x)
-    launch(
-        gru_backward_kernel, spread, batch, x.device,
-        dy, dh_n, w_hh, h0, y, gates, dgates, dh0, rows.offsets, rows.lengths,
-        rows.steps, batch, h, spread, reverse,
-    )  # fmt: skip
-    d_input, d_recurrent = dgates[:, : 3 * h], dgates[:, h:]  # n r z, r z m
-    dx = d_input @ w_ih.roll(h, 0) if need_dx else x.new_empty(0)
-    dw_ih = (d_input.t() @ x).roll(-h, 0)
-    dw_hh = rows.recurrent_gradient(d_recurrent, h0, y, reverse)
-    db = dgates.sum(0)
-    return dx, dh0, dw_ih, dw_hh, db[: 3 * h].roll(-h), db[h:].clone()

@@ -16,11 +16,8 @@ backward, from dh (of y and of the next step) and dc:
 # ruff: noqa: RUF005 (Triton compiles no starred tuples)
 from __future__ import annotations
 
-import torch
 import triton.language as tl
-from torch import Tensor
 
-from .rnn_launch import Rows, launch, narrow, plan, with_precision
 from .rnn_triton import (
     DYNAMIC,
     active,
@@ -322,77 +319,3 @@ def lstm_backward_kernel(
         )
     gl.store(dh0 + first * H + state, dh.to(E), mask=mask)
     gl.store(dc0 + first * H + state, dc.to(E), mask=mask)
-
-
-@with_precision
-def lstm_forward(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs y [N, H], h_n, c_n [B, H], activated gates [N, 4H], cells [N, H].
-
-    Without `save`, gates and cells are empty.
-    """
-    (n, i), (batch, h) = x.shape, h0.shape
-    y = x.new_empty(n, h)
-    gates = x.new_empty((n, 4 * h) if save else 0)
-    cells = x.new_empty((n, h) if save else 0)
-    if batch == 0:
-        return y, h0.clone(), c0.clone(), gates, cells
-    h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
-    rows = Rows.of(x, batch, batch_sizes)
-    if not narrow(i, h):
-        x, i = torch.nn.functional.linear(x, w_ih), 0
-    spread = plan(h, batch, x)
-    saved = (gates, cells) if save else (None, None)
-    launch(
-        lstm_forward_kernel, spread, batch, x.device,
-        x, w_ih, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, *saved, rows.offsets, rows.lengths,
-        rows.steps, batch, 0, i, h, spread, reverse,
-    )  # fmt: skip
-    return y, h_n, c_n, gates, cells
-
-
-@with_precision
-def lstm_backward(
-    dy: Tensor,
-    dh_n: Tensor,
-    dc_n: Tensor,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    y: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    batch_sizes: Tensor | None,
-    reverse: bool,
-    need_dx: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients dx [N, I] (empty unless need_dx), dh0, dc0 [B, H], dw_ih, dw_hh, db [4H]."""
-    batch, h = h0.shape
-    if batch == 0:
-        dx = x.new_empty(x.shape if need_dx else 0)
-        dw_ih, dw_hh, db = torch.zeros_like(w_ih), torch.zeros_like(w_hh), w_hh.new_zeros(4 * h)
-        return dx, dh_n.clone(), dc_n.clone(), dw_ih, dw_hh, db
-    dgates = torch.empty_like(gates)
-    dh0, dc0 = torch.empty_like(h0), torch.empty_like(c0)
-    rows = Rows.of(x, batch, batch_sizes)
-    spread = plan(h, batch, x)
-    launch(
-        lstm_backward_kernel, spread, batch, x.device,
-        dy, dh_n, dc_n, w_hh, c0, gates, cells, dgates, dh0, dc0, rows.offsets, rows.lengths,
-        rows.steps, batch, h, spread, reverse,
-    )  # fmt: skip
-    dx = dgates @ w_ih if need_dx else x.new_empty(0)
-    dw_hh = rows.recurrent_gradient(dgates, h0, y, reverse)
-    return dx, dh0, dc0, dgates.t() @ x, dw_hh, dgates.sum(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,20 +19,16 @@ def narrow(features: int, hidden_size: int) -> bool:
     return features <= (4 if hidden_size <= 64 else 2)
 
 
-def supports(dtype: torch.dtype, hidden_size: int, lanes: int = 32) -> str | None:
-    """Why the whole-sequence kernels cannot run a layer, or None if they can.
+def supports(dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run a layer, or None if they can."""
+    if dtype in (*_HALF, torch.float32):
+        return None
+    return f"the Triton kernels compute in float32, bfloat16 and float16, not {dtype}"
 
-    The recurrent weights have to fit in the registers of one multiprocessor, 64 Ki words.
-    """
-    if dtype in _HALF:
-        largest = 128 if lanes == 32 else 64
-    elif dtype == torch.float32:
-        largest = 64
-    else:
-        return f"the Triton kernels compute in float32, bfloat16 and float16, not {dtype}"
-    if hidden_size > largest:
-        return f"the Triton kernels hold hidden sizes up to {largest} in {dtype}, not {hidden_size}"
-    return None
+
+def fits(hidden_size: int, dtype: torch.dtype, lanes: int = 32) -> bool:
+    """Whether a multiprocessor's registers, 64 Ki words, hold the recurrent weights."""
+    return hidden_size <= (128 if dtype in _HALF and lanes == 32 else 64)
 
 
 def choose(hidden_size: int, batch: int, dtype: torch.dtype, sms: int, lanes: int = 32) -> Plan:
@@ -65,20 +60,47 @@ def choose(hidden_size: int, batch: int, dtype: torch.dtype, sms: int, lanes: in
     return Plan(units, rows, split, units * split // lanes, math, lanes)
 
 
+def processor(like: Tensor) -> tuple[int, int]:
+    """Multiprocessors of a tensor's device, and threads a warp."""
+    if INTERPRETED:
+        return 132, 32
+    properties = torch.cuda.get_device_properties(like.device)
+    return properties.multi_processor_count, properties.warp_size
+
+
 def plan(hidden_size: int, batch: int, like: Tensor) -> Plan:
     """The plan on the device and in the dtype of `like`."""
-    if INTERPRETED:
-        return choose(hidden_size, batch, like.dtype, 132)
-    properties = torch.cuda.get_device_properties(like.device)
-    lanes = properties.warp_size
-    return choose(hidden_size, batch, like.dtype, properties.multi_processor_count, lanes)
+    return choose(hidden_size, batch, like.dtype, *processor(like))
+
+
+def resident(steps: int, hidden_size: int, like: Tensor) -> bool:
+    """Whether a layer keeps its weights on chip: more than one step, and they fit."""
+    return steps > 1 and fits(hidden_size, like.dtype, processor(like)[1])
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Make a GPU current: Triton launches there."""
+    return contextlib.nullcontext() if device.type == "cpu" else torch.cuda.device(device)
 
 
 def launch(kernel: Any, spread: Plan, batch: int, device: torch.device, *arguments: Any) -> None:
     """Run a kernel for every sequence, on the device's current stream."""
-    on = contextlib.nullcontext() if device.type == "cpu" else torch.cuda.device(device)
-    with on:
+    with on_device(device):
         kernel[(-(-batch // spread.rows),)](*arguments, num_warps=spread.warps)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product. In float32 TF32 needs both of torch's switches.
+
+    They are the one of products and the one of recurrent layers. Both hold for the whole process,
+    so neither is changed here; float64 is exact whatever they say.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    rnn: Any = torch.backends.cudnn.rnn
+    forbidden = matmul.fp32_precision == "tf32" and rnn.fp32_precision != "tf32"
+    if forbidden and a.dtype == torch.float32:
+        return (a.double() @ b.double()).float()
+    return a @ b
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +132,17 @@ class Rows:
         offsets = offsets.to(x.device, non_blocking=True)
         return cls(steps, batch, offsets, lengths.to(x.device, non_blocking=True))
 
+    def first(self, rows: Tensor, reverse: bool) -> Tensor:
+        """The row of each sequence's first step on its way, [B, ...]."""
+        b = self.batch
+        if not reverse:
+            return rows[:b]
+        if self.offsets is None:
+            return rows[-b:]
+        assert self.lengths is not None
+        last = self.offsets[5:][self.lengths.long() - 1]
+        return rows[last + torch.arange(b, device=rows.device)]
+
     def recurrent_gradient(self, dgates: Tensor, h0: Tensor, y: Tensor, reverse: bool) -> Tensor:
         """dgates^T h', with h' [N, H] the state before each row: h0, or a row of y."""
         if self.offsets is None:
@@ -118,7 +151,7 @@ class Rows:
                 first, rest, before = dgates[-b:], dgates[:-b], y[b:]
             else:
                 first, rest, before = dgates[:b], dgates[b:], y[:-b]
-            return torch.addmm(first.t() @ h0, rest.t(), before)
+            return product(first.t(), h0) + product(rest.t(), before)
         n = y.shape[0]
         starts = self.offsets[5:-4]  # [T + 1]
         time = torch.repeat_interleave(starts.diff(), output_size=n)
@@ -131,36 +164,4 @@ class Rows:
             inside = time > 0
             index = self.offsets[4:][time] + b_of_row
         index = torch.where(inside, index, n + b_of_row)
-        return dgates.t() @ torch.cat((y, h0))[index]
-
-
-@contextlib.contextmanager
-def rnn_precision(like: Tensor) -> Iterator[None]:
-    """Let float32 products use TF32 exactly if torch's switch for recurrent layers does.
-
-    The kernels' own float32 products are exact in either case.
-    """
-    matmul: Any = torch.backends.cuda.matmul
-    rnn: Any = torch.backends.cudnn.rnn
-    wanted = "tf32" if rnn.fp32_precision == "tf32" else "ieee"
-    current = matmul.fp32_precision
-    if like.dtype != torch.float32 or not like.is_cuda or current == wanted:
-        yield
-        return
-    matmul.fp32_precision = wanted
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = current
-
-
-def with_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a function under `rnn_precision` of its first argument."""
-
-    def run(*arguments: Any) -> Any:
-        with rnn_precision(arguments[0]):
-            return function(*arguments)
-
-    run.__doc__ = function.__doc__
-    run.__name__ = function.__name__
-    return run
+        return product(dgates.t(), torch.cat((y, h0))[index])

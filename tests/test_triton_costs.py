@@ -26,7 +26,12 @@ COMPILED = [
     Case("gru", "backward", HALF, 64, 500),
     Case("lstm", "forward", HALF, 128, 500, arch=80),
     Case("gru", "backward", WHOLE, 64, 200, arch="gfx942"),
+    Case("lstm", "cell_forward", torch.float16, 512, 64, 28),
+    Case("gru", "steps_backward", torch.float16, 1024, 500, 1024),
+    Case("lstm", "steps_forward", torch.float16, 512, 64, 28, arch="gfx942"),
 ]
+WHOLE_SEQUENCE = [case for case in step_costs.cases() if not case.stepwise]
+SHARED = 99 * 1024  # what a program may take on sm_86, the least of all
 LIMIT = {32: 160, 64: 280}  # instructions a step
 
 
@@ -39,21 +44,28 @@ def test_a_step_costs_no_more_than_the_table_says(case: Case) -> None:
     assert not {k: v for k, v in grown.items() if k not in ("registers", "stack")}
     if slack == 1.0:
         assert not grown
-        assert found["spills"] == 0
+        assert found["spills"] == kept["spills"]
 
 
 def test_the_table_holds_every_case() -> None:
     assert set(TABLE["cases"]) == {case.name for case in step_costs.cases()}
 
 
-@pytest.mark.parametrize("case", list(step_costs.cases()), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(step_costs.step_cases()), ids=lambda case: case.name)
+def test_the_table_has_step_kernels_that_fit_on_any_gpu(case: Case) -> None:
+    row = TABLE["cases"][case.name]
+    assert row["spills"] <= 6  # reads and writes of a number or two that wait while a step is taken
+    assert row.get("shared", 0) <= SHARED
+
+
+@pytest.mark.parametrize("case", WHOLE_SEQUENCE, ids=lambda case: case.name)
 def test_the_table_has_no_spills_one_barrier_a_step_and_no_weights_in_the_loop(case: Case) -> None:
     row = TABLE["cases"][case.name]
     assert row["spills"] == 0
     if case.arch == "gfx942":
         return
     assert row["barriers"] == 1
-    assert row["shared"] <= 99 * 1024  # what a program may take on sm_86, the least of all
+    assert row["shared"] <= SHARED
     assert row["shared_reads"] <= step_costs.operand_reads(case)
     assert row["loads"] <= step_costs.early_loads(case)
     rows = 1 if row["mma"] else step_costs.plan(case).rows
