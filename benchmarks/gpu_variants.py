@@ -9,7 +9,9 @@ Kernels alone, without the products around them, replayed from a CUDA graph; the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def plans(hidden: int, dtype: torch.dtype) -> Iterator[Any]:
-    """Every plan that can run a hidden size."""
+    """Every plan that can keep a hidden size on chip."""
     from fastrnn.kernels.rnn_triton import Plan
 
     units = next(u for u in (32, 64, 128) if hidden <= u)
@@ -128,8 +130,48 @@ def measure() -> Iterator[dict[str, Any]]:
                             yield row
 
 
+def measure_steps() -> Iterator[dict[str, Any]]:
+    """Whole layers in steps: a launch for each, and all in one, with every size of program."""
+    from unittest import mock
+
+    from fastrnn.kernels import layer_triton, step_launch
+
+    steps = 128
+    for cell, hidden, batch, dtype in itertools.product(
+        ("lstm", "gru"), (256, 512, 1024), (1, 16, 64, 200), DTYPES
+    ):
+        gates = 4 if cell == "lstm" else 3
+        shapes = [(steps * batch, hidden)] + [(batch, hidden)] * (2 if cell == "lstm" else 1)
+        shapes += [(gates * hidden, hidden)] * 2 + [(gates * hidden,)] * 2
+        given = [torch.randn(s, device="cuda", dtype=dtype) * 0.1 for s in shapes]
+        chosen = step_launch.step_plan(hidden, batch, given[0])
+        tf32 = chosen.precision == "tf32"
+        sizes = {
+            chosen,
+            *(step_launch.choose_step(hidden, batch, dtype, n, 32, tf32) for n in (1, 9999)),
+        }
+        forward = getattr(layer_triton, f"{cell}_forward")
+        for plan in {dataclasses.replace(p, persistent=o) for p in sizes for o in (True, False)}:
+            row: dict[str, Any] = {"cell": cell, "way": "forward", "hidden": hidden}
+            row |= {
+                "dtype": str(dtype),
+                "batch": batch,
+                "plan": str(plan),
+                "chosen": plan == chosen,
+            }
+            with mock.patch.object(step_launch, "step_plan", lambda *_, plan=plan: plan):
+                try:
+                    call = functools.partial(forward, *given, None, False, True)
+                    row["us_a_step"] = 1e6 * seconds(call) / steps
+                except Exception as error:  # more programs than run at once
+                    row["error"] = str(error)[:200]
+            yield row
+
+
 def smoke() -> None:
     """Each form and direction once, at a size that a sanitizer can follow."""
+    import fastrnn
+
     for cell in ("lstm", "gru"):
         for dtype in DTYPES:
             for hidden in (20, 64) if dtype == torch.float32 else (20, 128):
@@ -137,6 +179,10 @@ def smoke() -> None:
                     for plan in plans(hidden, dtype):
                         if plan.rows in (2, 8) and plan.split in (0, 2):
                             call(plan)
+    for steps in (1, 4):
+        layer = fastrnn.LSTM(5, 257, device="cuda")
+        with fastrnn.backend("triton"):
+            layer(torch.randn(steps, 6, 5, device="cuda"))[0].sum().backward()
     torch.cuda.synchronize()
     print("smoke: done")
 
@@ -152,7 +198,7 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     best: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in measure():
+    for row in itertools.chain(measure(), measure_steps()):
         rows.append(row)
         key = tuple(row[k] for k in ("cell", "way", "dtype", "hidden", "batch"))
         best.setdefault(key, []).append(row)

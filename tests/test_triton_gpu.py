@@ -1,0 +1,155 @@
+"""The Triton kernels on a GPU: their numbers, graphs, streams and devices, and large offsets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.test_triton import (
+    HALF,
+    TOLERANCE,
+    WHOLE,
+    Case,
+    cases,
+    compare,
+    failures,
+    named,
+    non_finite,
+    opcheck,
+)
+
+
+def gpu_cases() -> Iterator[Case]:
+    """The same, and design's sizes, which only a GPU runs in reasonable time."""
+    yield from cases()
+    for cell in ("lstm", "gru"):
+        for dtype in TOLERANCE:
+            for hidden in (1, 5, 31, 32, 64, 257) if dtype == WHOLE else (5, 32, 100, 128, 257):
+                for batch in (1, 3, 17, 200):
+                    for packed in (False, True):
+                        yield Case(cell, dtype, 33, batch, 3, hidden, packed, reverse=batch == 3)
+                if hidden <= 128:
+                    yield Case(cell, dtype, 784, 500, 1, hidden)
+                yield Case(cell, dtype, 28, 64, 28, hidden, reverse=True)
+                yield Case(cell, dtype, 1, 17, 28, hidden)
+            for batch in (1, 4, 64, 200):
+                yield Case(cell, dtype, 128, batch, 512, 512, packed=batch == 64)
+
+
+GPU = torch.cuda.is_available()
+
+if GPU:  # not collected elsewhere
+
+    @pytest.fixture(autouse=True)
+    def exact_float32() -> Iterator[None]:
+        """Without TF32, as torch's switch for recurrent layers says."""
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+        torch.backends.cudnn.allow_tf32 = before
+
+    @pytest.mark.gpu
+    def test_tf32_is_used_if_torch_allows_it_and_is_near_enough() -> None:
+        torch.backends.cudnn.allow_tf32 = True
+        errors = compare(Case("lstm", WHOLE, 28, 64, 28, 32), "cuda")
+        assert 1e-6 < errors["y"] < 1e-3
+        assert max(errors.values()) < 3e-3
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("case", list(gpu_cases()), ids=named)
+    def test_gpu_results_and_gradients_are_those_of_torch_nn_in_float64(case: Case) -> None:
+        assert not failures(case, compare(case, "cuda"))
+
+    @pytest.mark.gpu
+    def test_gpu_nan_and_inf_stay_in_their_sequence() -> None:
+        assert all(non_finite("cuda").values())
+
+    @pytest.mark.gpu
+    def test_gpu_ops_pass_opcheck() -> None:
+        assert opcheck("cuda")
+
+    def layer(batch: int, steps: int, hidden: int = 32) -> tuple[Tensor, ...]:
+        x, h = torch.randn(steps * batch, 1), torch.randn(batch, hidden)
+        weights = [torch.randn(3 * hidden, n) / hidden for n in (1, hidden)]
+        return tuple(t.cuda() for t in (x, h, *weights))
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("persistent", [True, False])
+    def test_steps_in_one_launch_and_in_many_give_the_same(
+        persistent: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from fastrnn.kernels import step_launch
+
+        def plan(*sizes: object) -> step_launch.StepPlan:
+            return dataclasses.replace(chosen(*sizes), persistent=persistent)
+
+        chosen = step_launch.step_plan
+        monkeypatch.setattr(step_launch, "step_plan", plan)
+        for cell in ("lstm", "gru"):
+            for case in (Case(cell, WHOLE, 200, 64, 1, 257), Case(cell, HALF, 200, 30, 40, 512)):
+                assert not failures(case, compare(case, "cuda"))
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("hidden", [32, 256])
+    def test_a_graph_replays_on_another_stream_with_new_input(hidden: int) -> None:
+        from fastrnn.kernels.layer_triton import gru_forward
+
+        x, h, *weights = layer(64, 20, hidden)
+
+        def run() -> Tensor:
+            return gru_forward(x, h, *weights, None, None, None, False, False)[0]
+
+        run()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = run()
+        x.normal_()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            graph.replay()
+            torch.cuda.current_stream().synchronize()
+        assert torch.equal(y, run())
+
+    @pytest.mark.gpu
+    def test_the_last_device_works_while_the_first_is_current() -> None:
+        from fastrnn.kernels.layer_triton import gru_forward
+
+        last = torch.device("cuda", torch.cuda.device_count() - 1)
+        x, h, *weights = (t.to(last) for t in layer(3, 5))
+        with torch.cuda.device(0):
+            y = gru_forward(x, h, *weights, None, None, None, False, False)[0]
+        assert y.device == last
+        assert y.isfinite().all()
+
+    @pytest.mark.gpu
+    def test_new_steps_and_batches_compile_nothing() -> None:
+        from fastrnn.kernels.gru_triton import gru_forward_kernel
+        from fastrnn.kernels.layer_triton import gru_forward
+
+        def compiled() -> int:
+            return sum(len(cache[0]) for cache in gru_forward_kernel.device_caches.values())
+
+        gru_forward(*layer(3, 5), None, None, None, False, False)
+        before = compiled()
+        for batch, steps in ((1, 1), (16, 16), (17, 784), (128, 2)):
+            gru_forward(*layer(batch, steps), None, None, None, False, False)
+        assert compiled() == before
+
+    @pytest.mark.gpu
+    def test_rows_past_two_to_the_31st_element_are_right() -> None:
+        from fastrnn.kernels.layer_triton import gru_forward
+
+        hidden, batch, steps = 128, 1000, 17_000
+        if torch.cuda.mem_get_info()[0] < 8 << 30:
+            pytest.skip("needs 8 GB of GPU memory")
+        x, h, *weights = (t.half() for t in layer(batch, 1, hidden))
+        x = torch.randn(steps * batch, 1, device="cuda", dtype=torch.half)
+        y = gru_forward(x, h, *weights, None, None, None, False, False)[0]
+        assert y.numel() > 1 << 31
+        start = y[-4 * batch : -3 * batch].contiguous()
+        tail = gru_forward(x[-3 * batch :], start, *weights, None, None, None, False, False)[0]
+        torch.testing.assert_close(y[-3 * batch :], tail, rtol=0, atol=5e-3)
