@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastrnn.kernels import memory
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _LSTM, _GRU = 0, 1
 _NO_LIBRARY = (
@@ -37,13 +37,14 @@ class _Problem(ctypes.Structure):
     ]
 
 
-def _arrays(name: str, fields: str) -> type[ctypes.Structure]:
+def structure(name: str, fields: str) -> type[ctypes.Structure]:
+    """A structure of pointers, from their names."""
     pointers = [(field, ctypes.c_void_p) for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": pointers})
 
 
-_Forward = _arrays("_Forward", "x h0 c0 w_ih w_hh b_ih b_hh y h_n c_n gates cells")
-_Backward = _arrays(
+_Forward = structure("_Forward", "x h0 c0 w_ih w_hh b_ih b_hh y h_n c_n gates cells")
+_Backward = structure(
     "_Backward",
     "dy dh_n dc_n x h0 c0 w_ih w_hh y gates cells dx dh0 dc0 dw_ih dw_hh db_ih db_hh",
 )
@@ -130,7 +131,6 @@ def _call(
     batch_sizes: Tensor | None,
     arrays: ctypes.Structure,
 ) -> None:
-    library = _library()
     batch, hidden_size = h0.shape
     rows, input_size = x.shape
     if batch_sizes is None:
@@ -148,12 +148,16 @@ def _call(
         hidden_size,
         None if batch_sizes is None else batch_sizes.data_ptr(),
     )
+    call(name, problem, arrays, steps, batch, input_size, hidden_size, x.dtype)
+
+
+def call(name: str, problem: ctypes.Structure, arrays: ctypes.Structure, *size: object) -> None:
+    """Calls ``fastrnn_cpu_<name>``; RuntimeError with ``size`` if it fails or there is none."""
+    library = _library()
     function = getattr(library, f"fastrnn_cpu_{name}")
-    error = function(ctypes.byref(problem), ctypes.byref(arrays))
-    if error:
+    if error := function(ctypes.byref(problem), ctypes.byref(arrays)):
         message = library.fastrnn_error_string(error).decode()
-        what = (steps, batch, input_size, hidden_size)
-        raise RuntimeError(f"fastrnn_cpu_{name}: {message} ((T, B, I, H) = {what}, {x.dtype})")
+        raise RuntimeError(f"fastrnn_cpu_{name}: {message} (T, B, I, H, dtype: {size})")
 
 
 def _pointers(**tensors: Tensor | None) -> dict[str, int | None]:

@@ -20,7 +20,7 @@ extern "C" {
 #define FASTRNN_API __attribute__((visibility("default")))
 #endif
 
-enum { FASTRNN_ABI_VERSION = 1 };
+enum { FASTRNN_ABI_VERSION = 2 };
 
 enum { FASTRNN_LSTM = 0, FASTRNN_GRU = 1 };
 
@@ -66,9 +66,32 @@ typedef struct {
   void *db_ih, *db_hh;      /* [G*H]; for LSTM the two are equal and db_hh may be NULL */
 } fastrnn_backward_arrays;
 
+/* A stack of layers that reads binary pixels, and a head that gives the next pixel's logit from the
+ * last layer's state. float32. */
+typedef struct {
+  int32_t cell;
+  int32_t layers;  /* L; the first reads one feature, the pixel, the others the states below */
+  int32_t threads; /* at most this many threads work, >= 1 */
+  int64_t steps, batch, hidden_size;
+  const int64_t *lengths; /* [B], non-increasing, of 0 to T steps each; NULL: all T */
+} fastrnn_pixel_problem;
+
+typedef struct {
+  const float *const *weights; /* for each layer w_ih, w_hh, b_ih, b_hh as in the forward call */
+  const float *head_weight;    /* [H] */
+  const float *head_bias;      /* [1] */
+  float *h, *c;                /* [L, B, H]: in, the states before; out, those after; c: LSTM only */
+  float *logit;                /* [B]: in, of the first pixel; out, of the one after the last */
+  const float *thresholds;     /* [B, T], or NULL: the pixels are known */
+  uint8_t *pixels;             /* [B, T], 0 or 1: in; with thresholds out: 1 where the logit of the
+                                  pixel is above its threshold */
+  float *logits;               /* [B, T]: of the pixel after each; out */
+} fastrnn_pixel_arrays;
+
 FASTRNN_API int fastrnn_abi_version(void);
 FASTRNN_API int fastrnn_cpu_forward(const fastrnn_problem *, const fastrnn_forward_arrays *);
 FASTRNN_API int fastrnn_cpu_backward(const fastrnn_problem *, const fastrnn_backward_arrays *);
+FASTRNN_API int fastrnn_cpu_pixels(const fastrnn_pixel_problem *, const fastrnn_pixel_arrays *);
 
 /* The instruction set in use ("avx512", "avx2", "baseline"), and those that this processor and this
  * build share, best first, separated by spaces. */

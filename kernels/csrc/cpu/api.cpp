@@ -155,6 +155,16 @@ int check(const fastrnn_problem *p) {
   return FASTRNN_OK;
 }
 
+int check(const fastrnn_pixel_problem &p) {
+  if (p.cell < FASTRNN_LSTM || p.cell > FASTRNN_GRU || p.layers < 1 || p.threads < 1 || p.steps < 0 ||
+      p.batch < 0 || p.hidden_size < 1)
+    return FASTRNN_ERROR_ARGUMENT;
+  if (!p.lengths) return FASTRNN_OK;
+  for (int64_t b = 0, last = p.steps; b < p.batch; last = p.lengths[b++])
+    if (p.lengths[b] < 0 || p.lengths[b] > last) return FASTRNN_ERROR_ARGUMENT;
+  return FASTRNN_OK;
+}
+
 // The sequences of each row group: as many rows each as can be, since packed sequences differ.
 void share_rows(const Walk &walk, int64_t total, int groups, int64_t *starts) {
   int64_t b = 0, rows = 0;
@@ -262,6 +272,36 @@ int fastrnn_cpu_backward(const fastrnn_problem *problem, const fastrnn_backward_
   job.problem = problem;
   job.backward = arrays;
   return run(*problem, job, current_level());
+}
+
+int fastrnn_cpu_pixels(const fastrnn_pixel_problem *problem, const fastrnn_pixel_arrays *arrays) {
+  if (!problem || !arrays) return FASTRNN_ERROR_ARGUMENT;
+  const fastrnn_pixel_problem &p = *problem;
+  const fastrnn_pixel_arrays &a = *arrays;
+  if (const int error = check(p)) return error;
+  if (p.steps == 0 || p.batch == 0) return FASTRNN_OK;
+  if (!a.weights || !a.head_weight || !a.head_bias || !a.h || (p.cell == FASTRNN_LSTM && !a.c) ||
+      !a.logit || !a.pixels || !a.logits)
+    return FASTRNN_ERROR_ARGUMENT;
+  const PixelKernel &kernel = current_level().pixels[p.cell];
+  const PixelScratch sizes = kernel.scratch(p);
+  const int threads = int(p.threads < p.batch ? p.threads : p.batch);
+  Block weights(sizes.weights), blocks(sizes.block * size_t(threads));
+  if (!weights.as<char>() || !blocks.as<char>()) return FASTRNN_ERROR_MEMORY;
+  kernel.pack(p, a, weights.as<char>());
+  // As many blocks for each thread, so that all end together.
+  const int64_t count = ceil_div(ceil_div(p.batch, kPixelRows), threads) * threads;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = p.batch * i / count, end = p.batch * (i + 1) / count;
+    int thread = 0;
+#if defined(_OPENMP)
+    thread = omp_get_thread_num();
+#endif
+    kernel.run(p, a, weights.as<char>(), blocks.as<char>() + sizes.block * size_t(thread), first,
+               end - first);
+  }
+  return FASTRNN_OK;
 }
 
 const char *fastrnn_cpu_level(void) { return current_level().name; }

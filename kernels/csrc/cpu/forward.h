@@ -5,8 +5,7 @@
 // A narrow input is projected there too; a wide one some steps ahead, in one larger product.
 #pragma once
 
-#include "cells.h"
-#include "product.h"
+#include "panels.h"
 #include "share.h"
 
 namespace fastrnn::FASTRNN_LEVEL {
@@ -21,6 +20,7 @@ class Forward : Share<S> {
   using typename Base::C;
   using Base::b0_, Base::b1_, Base::H, Base::I, Base::job_, Base::lanes, Base::P, Base::panel0_,
       Base::panel1_, Base::rows, Base::thread_, Base::W, Base::walk_;
+  using Panels = Panel<Cell, S>;
   static constexpr int G = Cell::kGates, kTile = tile_rows(G);
 
  public:
@@ -82,37 +82,9 @@ class Forward : Share<S> {
     const S *w_hh = static_cast<const S *>(a_.w_hh), *w_ih = static_cast<const S *>(a_.w_ih);
     const S *b_ih = static_cast<const S *>(a_.b_ih), *b_hh = static_cast<const S *>(a_.b_hh);
     for (int64_t p = thread_; p < P; p += job_.grid.threads()) {
-      pack_panel(w_hh_ + p * H * G * W, w_hh, H, p);
-      pack_panel(w_ih_ + p * I * G * W, w_ih, I, p);
-      for (int g = 0; g < 4; ++g) {
-        for (int64_t j = 0; j < W; ++j) {
-          const int64_t unit = p * W + j;
-          C sum = 0;
-          if (b_ih && unit < H) {
-            // A GRU's fourth bias is the recurrent half of n, which r multiplies.
-            if (g < G) sum += widen(b_ih[g * H + unit]);
-            if (Cell::kHasCell || g < 2) sum += widen(b_hh[g * H + unit]);
-            if (!Cell::kHasCell && g == 3) sum = widen(b_hh[2 * H + unit]);
-          }
-          bias_[(p * 4 + g) * W + j] = sum;
-        }
-      }
-    }
-  }
-
-  // Sixteen columns of K at a time, so that the lines written stay in the first cache.
-  void pack_panel(C *out, const S *w, int64_t K, int64_t p) const {
-    const int64_t units = H - p * W < W ? H - p * W : W;
-    for (int64_t k0 = 0; k0 < K; k0 += 16) {
-      const int64_t k1 = k0 + 16 < K ? k0 + 16 : K;
-      for (int g = 0; g < G; ++g) {
-        for (int64_t j = 0; j < units; ++j) {
-          const S *row = w + (g * H + p * W + j) * K;
-          for (int64_t k = k0; k < k1; ++k) out[(k * G + g) * W + j] = widen(row[k]);
-        }
-        for (int64_t j = units; j < W; ++j)
-          for (int64_t k = k0; k < k1; ++k) out[(k * G + g) * W + j] = 0;
-      }
+      Panels::pack_weights(w_hh_ + p * H * G * W, w_hh, H, H, p);
+      Panels::pack_weights(w_ih_ + p * I * G * W, w_ih, H, I, p);
+      Panels::pack_biases(bias_ + p * 4 * W, b_ih, b_hh, H, p);
     }
   }
 
@@ -197,31 +169,20 @@ class Forward : Share<S> {
       for (int i = 0; i < R; ++i)
         for (int g = 0; g < G; ++g) acc[i][g] = load(projected + i * ld + g * W);
     }
-    C input_n[R][W];  // a GRU's n keeps the input's part apart from the recurrent one
-    if constexpr (!Cell::kHasCell) {
-      for (int i = 0; i < R; ++i) {
-        store(input_n[i], acc[i][2]);
-        acc[i][2] = load(bias_ + (p * 4 + 3) * W);
-      }
-    }
+    C input_n[R][W];
     const int64_t b = b0_ + r;
     const C *h_old = h_[s & 1];
-    multiply(acc, Left<C>{h_old + b * P * W, P * W}, Right<C>{w_hh_ + p * H * G * W, G * W, W}, H);
+    Panels::template recur<R>(acc, input_n, bias_ + p * 4 * W, Left<C>{h_old + b * P * W, P * W},
+                              Right<C>{w_hh_ + p * H * G * W, G * W, W}, H);
     const int64_t n = lanes(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The results' lines are new to the caches: start the next step's on their way.
     const int64_t ahead = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
     for (int i = 0; i < R; ++i) {
       if (!past_caches_) __builtin_prefetch(static_cast<S *>(a_.y) + (ahead + i) * H + p * W, 1);
       const int64_t state = ((b + i) * P + p) * W, row = first_row + i;
-      Vec<C> gate[4] = {acc[i][0], acc[i][1], acc[i][2], {}}, c{};
-      if constexpr (Cell::kHasCell) {
-        gate[3] = acc[i][3];
-        c = load(c_ + state);
-      } else {
-        gate[2] = load(input_n[i]);
-        gate[3] = acc[i][2];
-      }
-      const Vec<C> h = Cell::forward(gate, load(h_old + state), c);
+      Vec<C> gate[4], c{};
+      if constexpr (Cell::kHasCell) c = load(c_ + state);
+      const Vec<C> h = Panels::activate(acc[i], input_n[i], load(h_old + state), c, gate);
       store(h_[~s & 1] + state, h);
       put(static_cast<S *>(a_.y) + row * H + p * W, h, n);
       if constexpr (Cell::kHasCell) store(c_ + state, c);

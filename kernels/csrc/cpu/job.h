@@ -74,10 +74,24 @@ struct Kernel {
   size_t (*backward_scratch)(const Job &);
   void (*backward)(const Job &, int thread);
 };
+
+// Pixel models: sequences are run in blocks of at most kPixelRows, whose states stay in cache.
+constexpr int64_t kPixelRows = 64;
+struct PixelScratch {
+  size_t weights, block;  // bytes: packed weights, shared by all; a thread's own
+};
+struct PixelKernel {
+  PixelScratch (*scratch)(const fastrnn_pixel_problem &);
+  void (*pack)(const fastrnn_pixel_problem &, const fastrnn_pixel_arrays &, char *weights);
+  void (*run)(const fastrnn_pixel_problem &, const fastrnn_pixel_arrays &, char *weights,
+              char *block, int64_t first, int64_t count);
+};
+
 struct Level {
   const char *name;
   int vector_bytes;
   Kernel kernels[2][3];
+  PixelKernel pixels[2];
 };
 
 // Hands out pieces of one block of scratch memory; with a null block it only adds up their sizes.

@@ -1,6 +1,7 @@
 // All kernels of one instruction-set level; compiled once for each, with FASTRNN_LEVEL its name.
 #include "backward.h"
 #include "forward.h"
+#include "pixels.h"
 
 namespace fastrnn::FASTRNN_LEVEL {
 
@@ -8,6 +9,11 @@ template <class Cell, class S>
 constexpr Kernel kernel() {
   return {Forward<Cell, S>::scratch, Forward<Cell, S>::run, Backward<Cell, S>::scratch,
           Backward<Cell, S>::run};
+}
+
+template <class Cell>
+constexpr PixelKernel pixel_kernel() {
+  return {Pixels<Cell>::scratch, Pixels<Cell>::pack, Pixels<Cell>::run};
 }
 
 #define FASTRNN_STRING_(name) #name
@@ -18,6 +24,7 @@ const Level level = {
     FASTRNN_STRING(FASTRNN_LEVEL),
     kVectorBytes,
     {{kernel<Lstm, float>(), kernel<Lstm, double>(), kernel<Lstm, bfloat16>()},
-     {kernel<Gru, float>(), kernel<Gru, double>(), kernel<Gru, bfloat16>()}}};
+     {kernel<Gru, float>(), kernel<Gru, double>(), kernel<Gru, bfloat16>()}},
+    {pixel_kernel<Lstm>(), pixel_kernel<Gru>()}};
 
 }  // namespace fastrnn::FASTRNN_LEVEL

@@ -1,0 +1,297 @@
+"""Images as sequences of binary pixels: their likelihood, and drawing what follows a beginning.
+
+A :class:`~fastrnn.models.PixelModel` gives, from the pixels read so far, the logit of the next one;
+the first pixel of an image is given, never predicted. Images are uint8 of 0 and 1, [B, n] with any
+number of pixels; a :class:`State` is what a model has read, to go on from, once or many times::
+
+    _, state = advance(model, images[:, :300])           # read once
+    forks = state.repeat(2)                              # and continued in two ways
+    nats = score(model, pixels.repeat(len(images), 1), forks)  # pixels [2, n]
+
+All is done without gradients, on the model's device. On CPU one native loop reads or draws a pixel,
+steps every layer and takes the next logit; elsewhere the model's own layers run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastrnn import backends
+from fastrnn.kernels import native_pixels
+from fastrnn.models import PixelModel
+
+_ROWS = 4096  # sequences that are read or drawn at once
+_VALUES = 1 << 25  # of a layer's outputs that are kept at once, where layers run one by one
+
+
+@dataclass(frozen=True)
+class State:
+    """What a model has read of B images.
+
+    Attributes:
+        h: [L, B, H] states of the layers.
+        c: [L, B, H] an LSTM's cell states; None for a GRU.
+        logit: [B] of the next pixel.
+        log_likelihood: [B] float64, of the pixels read, given the first; in nats.
+    """
+
+    h: Tensor
+    c: Tensor | None
+    logit: Tensor
+    log_likelihood: Tensor
+
+    def select(self, rows: Tensor | slice) -> State:
+        """The state of these rows of the B, in this order; a row may come twice."""
+        return State(
+            self.h[:, rows],
+            None if self.c is None else self.c[:, rows],
+            self.logit[rows],
+            self.log_likelihood[rows],
+        )
+
+    def repeat(self, times: int) -> State:
+        """Each row so many times, one after the other."""
+        rows = torch.arange(len(self.logit), device=self.logit.device)
+        return self.select(rows.repeat_interleave(times))
+
+
+def advance(
+    model: PixelModel,
+    pixels: Tensor,
+    state: State | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Reads pixels.
+
+    Args:
+        model: the model.
+        pixels: [B, n], from an image's first on, or those that follow what ``state`` has read.
+        state: what was read before; it is not changed.
+        lengths: [B] int64, how many of the n each row reads, at least 1 in an image's beginning;
+            all n if left out. Rows at different places of their images can so be read together.
+
+    Returns:
+        The logits [B, n] of the pixel after each, 0 beyond a row's length, and the new state.
+
+    Raises:
+        ValueError: shapes, dtypes or values are not these.
+    """
+    _check_pixels("pixels", pixels, least=0 if state else 1)
+    if state is not None and len(state.logit) != len(pixels):
+        raise ValueError(f"state is of {len(state.logit)} rows, pixels have {len(pixels)}")
+    if lengths is None:
+        return _read(model, pixels, state, None)
+    _check_lengths(lengths, pixels, least=0 if state else 1)
+    order = lengths.argsort(descending=True)
+    back = order.argsort()
+    logits, state = _read(
+        model, pixels[order], state and state.select(order), lengths[order].contiguous()
+    )
+    return logits[back], state.select(back)
+
+
+def score(
+    model: PixelModel,
+    images: Tensor,
+    state: State | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """Log-likelihoods [N] float64, in nats, of images [N, P] given their first pixels.
+
+    With a ``state`` the images hold the pixels that follow it, and the result is the likelihood of
+    all that was read: ``score(model, images)`` is ``score(model, images[:, n:], state)`` with the
+    state of the first n. Arguments and errors: see :func:`advance`.
+    """
+    parts = []
+    for rows in _chunks(len(images), _ROWS):
+        part = state and state.select(rows)
+        length = None if lengths is None else lengths[rows]
+        parts.append(advance(model, images[rows], part, length)[1].log_likelihood)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def sample(
+    model: PixelModel, prefix: Tensor, steps: int, uniforms: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draws S completions of each image's beginning.
+
+    A pixel is 1 iff its uniform number u is below its odds; that is, iff its logit is above
+    log(u / (1 - u)), which is how it is computed, so that equal logits give equal pixels anywhere.
+
+    Args:
+        model: the model.
+        prefix: [B, n], the first n >= 1 pixels; they are read once for all S.
+        steps: how many pixels to draw.
+        uniforms: [B, S, steps] float32 in [0, 1).
+
+    Returns:
+        The pixels [B, S, steps] uint8, and their logits [B, S, steps].
+
+    Raises:
+        ValueError: shapes, dtypes or values are not these.
+    """
+    _check_pixels("prefix", prefix, least=1)
+    _check_uniforms(uniforms, len(prefix), steps)
+    samples = uniforms.shape[1]
+    thresholds = torch.logit(uniforms.double()).to(model.head.weight.dtype).flatten(0, 1)
+    _, state = _read(model, prefix, None, None)
+    pixels = torch.empty_like(thresholds, dtype=torch.uint8)
+    logits = torch.empty_like(thresholds)
+    for rows in _chunks(len(pixels), _ROWS):
+        images = torch.arange(len(pixels), device=pixels.device)[rows] // max(samples, 1)
+        part = state.select(images)
+        after, _ = _run(model, part, pixels[rows], None, thresholds[rows])
+        logits[rows] = torch.cat([part.logit[:, None], after], 1)[:, :steps]
+    return pixels.view(uniforms.shape), logits.view(uniforms.shape)
+
+
+@torch.no_grad()
+def _read(
+    model: PixelModel, pixels: Tensor, state: State | None, lengths: Tensor | None
+) -> tuple[Tensor, State]:
+    """As :func:`advance`, with lengths in falling order."""
+    given = state or _nothing_read(model, len(pixels))
+    logits, new = _run(model, given, pixels.contiguous(), lengths, None)
+    steps = pixels.shape[1]
+    odds = torch.cat([given.logit[:, None], logits], 1)[:, :steps]
+    nats = functional.binary_cross_entropy_with_logits(odds, pixels.to(odds), reduction="none")
+    if state is None:
+        nats[:, :1] = 0
+    if lengths is not None:
+        nats[torch.arange(steps, device=nats.device) >= lengths[:, None]] = 0
+    return logits, replace(
+        new, log_likelihood=given.log_likelihood - nats.sum(1, dtype=torch.float64)
+    )
+
+
+def _nothing_read(model: PixelModel, rows: int) -> State:
+    recurrent, weight = model.recurrent, model.head.weight
+    h = weight.new_zeros(recurrent.num_layers, rows, recurrent.hidden_size)
+    c = torch.zeros_like(h) if recurrent.mode == "LSTM" else None
+    return State(h, c, weight.new_zeros(rows), weight.new_zeros(rows, dtype=torch.float64))
+
+
+def _run(
+    model: PixelModel,
+    state: State,
+    pixels: Tensor,
+    lengths: Tensor | None,
+    thresholds: Tensor | None,
+) -> tuple[Tensor, State]:
+    """Reads pixels, or with thresholds draws them: 1 where their logit is above it.
+
+    Returns the logits [B, T] of the pixel after each, and the new state, whose log-likelihood is
+    the old one's.
+    """
+    h, c, logit = (t if t is None else t.clone() for t in (state.h, state.c, state.logit))
+    if _native(model, *pixels.shape):
+        weights = [w for layer in model.recurrent.all_weights for w in layer]
+        head = model.head
+        logits = native_pixels.run(
+            model.recurrent.mode, weights, head.weight, head.bias, h, c, logit, pixels, lengths,
+            thresholds,
+        )  # fmt: skip
+    else:
+        logits = _by_layers(model, h, c, logit, pixels, lengths, thresholds)
+    return logits, State(h, c, logit, state.log_likelihood)
+
+
+def _native(model: PixelModel, batch: int, steps: int) -> bool:
+    recurrent, weight = model.recurrent, model.head.weight
+    if backends.forced_backend() not in (None, "cpu") or weight.dtype != torch.float32:
+        return False
+    call = backends.Call(
+        recurrent.mode, weight.device.type, weight.dtype, steps, batch, 1, recurrent.hidden_size,
+        training=False,
+    )  # fmt: skip
+    return recurrent.mode in native_pixels.CELLS and not backends.unsupported("cpu", call)
+
+
+def _by_layers(
+    model: PixelModel,
+    h: Tensor,
+    c: Tensor | None,
+    logit: Tensor,
+    pixels: Tensor,
+    lengths: Tensor | None,
+    thresholds: Tensor | None,
+) -> Tensor:
+    """What :func:`native_pixels.run` does, with the model's layers and its head."""
+    batch, steps = pixels.shape
+    logits = h.new_zeros(batch, steps)
+    ends = [steps] * batch if lengths is None else lengths.tolist()
+    for start, stop, rows in _spans(ends, h.shape[2] if thresholds is None else None):
+        if thresholds is not None:
+            pixels[:rows, start] = logit[:rows] > thresholds[:rows, start]
+        x = pixels[:rows, start:stop].t().unsqueeze(2).to(h.dtype)
+        before = h[:, :rows].contiguous()
+        if c is None:
+            output, h[:, :rows] = model.recurrent(x, before)
+        else:
+            output, (h[:, :rows], c[:, :rows]) = model.recurrent(
+                x, (before, c[:, :rows].contiguous())
+            )
+        logits[:rows, start:stop] = model.head(output).squeeze(2).t()
+        logit[:rows] = logits[:rows, stop - 1]
+    return logits
+
+
+def _spans(ends: list[int], width: int | None) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, rows): steps in which the same first rows run, few enough to keep outputs.
+
+    ``ends`` falls; ``width`` is that of an output, or None for spans of one step.
+    """
+    start, rows = 0, len(ends)
+    while rows:
+        if start == ends[rows - 1]:
+            rows -= 1
+            continue
+        most = 1 if width is None else max(1, _VALUES // (rows * width))
+        stop = min(ends[rows - 1], start + most)
+        yield start, stop, rows
+        start = stop
+
+
+def _chunks(rows: int, most: int) -> Iterator[slice]:
+    """At least one, so that an empty batch gets an empty result."""
+    for start in range(0, max(rows, 1), most):
+        yield slice(start, start + most)
+
+
+def _check_pixels(name: str, pixels: Tensor, *, least: int) -> None:
+    if pixels.dim() != 2 or pixels.dtype != torch.uint8 or pixels.shape[1] < least:
+        raise ValueError(
+            f"{name}: {pixels.dtype} {tuple(pixels.shape)} given, uint8 [B, n] expected, "
+            f"n at least {least}"
+        )
+    if pixels.numel() and (top := int(pixels.max())) > 1:
+        raise ValueError(f"{name}: {top} given, only 0 and 1 expected")
+
+
+def _check_lengths(lengths: Tensor, pixels: Tensor, *, least: int) -> None:
+    batch, most = pixels.shape
+    if lengths.shape != (batch,) or lengths.dtype != torch.int64:
+        raise ValueError(
+            f"lengths: {lengths.dtype} {tuple(lengths.shape)} given, int64 ({batch},) expected"
+        )
+    if batch and not least <= lengths.min() <= lengths.max() <= most:
+        raise ValueError(
+            f"lengths: {int(lengths.min())} to {int(lengths.max())} given, "
+            f"{least} to {most} expected"
+        )
+
+
+def _check_uniforms(uniforms: Tensor, batch: int, steps: int) -> None:
+    shape = tuple(uniforms.shape)
+    if uniforms.dtype != torch.float32 or len(shape) != 3 or shape[::2] != (batch, steps):
+        raise ValueError(
+            f"uniforms: {uniforms.dtype} {shape} given, float32 ({batch}, S, {steps}) expected"
+        )
+    if not ((uniforms >= 0) & (uniforms < 1)).all():
+        raise ValueError("uniforms: a number outside [0, 1) given, 0 <= u < 1 expected")
