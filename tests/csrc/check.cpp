@@ -3,32 +3,17 @@
 // Every array has exactly its own size and outputs start as NaN, so that an overrun or an element left
 // out shows. Gradients in float64 are held against finite differences of the forward pass; the other
 // dtypes, instruction sets and thread counts against float64 on one thread at the baseline.
-#include <fastrnn.h>
+#include "check.h"
 
-#include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <iterator>
-#include <limits>
-#include <memory>
-#include <random>
-#include <sstream>
-#include <string>
-#include <vector>
 
 namespace {
-
-using Values = std::vector<double>;
 
 enum Input { X, H0, C0, W_IH, W_HH, B_IH, B_HH, INPUTS };
 enum Output { Y, H_N, C_N, OUTPUTS };
 const char *const kInputs[] = {"x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh"};
 const char *const kOutputs[] = {"y", "h_n", "c_n"};
-
-int failures = 0;
 
 struct Shape {
   int cell;
@@ -86,14 +71,6 @@ struct Problem {
     if (which == Y) return rows * shape.hidden;
     return which == H_N || shape.lstm() ? state() : 0;
   }
-
-  // Values that bfloat16 holds exactly, so that every dtype is given the same numbers.
-  static Values draw(int64_t size, std::mt19937 &random) {
-    std::uniform_int_distribution<int> integer(-64, 64);
-    Values values(size);
-    for (double &value : values) value = integer(random) / 128.0;
-    return values;
-  }
 };
 
 struct Results {
@@ -129,39 +106,6 @@ struct Bfloat16 {
 template <class S>
 constexpr int dtype() {
   return sizeof(S) == 8 ? FASTRNN_FLOAT64 : sizeof(S) == 4 ? FASTRNN_FLOAT32 : FASTRNN_BFLOAT16;
-}
-
-// An array of exactly its size on the heap; a null pointer if it has none.
-template <class S>
-class Buffer {
- public:
-  explicit Buffer(const Values &values) : Buffer(values.size()) {
-    for (size_t i = 0; i < size_; ++i) data_[i] = S(values[i]);
-  }
-  explicit Buffer(size_t size) : size_(size), data_(size ? new S[size] : nullptr) {
-    for (size_t i = 0; i < size; ++i) data_[i] = S(std::numeric_limits<double>::quiet_NaN());
-  }
-  S *get() const { return data_.get(); }
-  Values values() const {
-    Values values(size_);
-    for (size_t i = 0; i < size_; ++i) values[i] = double(data_[i]);
-    return values;
-  }
-
- private:
-  size_t size_;
-  std::unique_ptr<S[]> data_;
-};
-
-void fail(const std::string &where, const char *what, double got, double limit) {
-  std::printf("FAILED %s: %s: %.3g, expected at most %.3g\n", where.c_str(), what, got, limit);
-  ++failures;
-}
-
-void require(int error, const std::string &where) {
-  if (error == FASTRNN_OK) return;
-  std::printf("FAILED %s: %s\n", where.c_str(), fastrnn_error_string(error));
-  std::exit(1);
 }
 
 template <class S>
@@ -210,24 +154,8 @@ Results run(const Problem &p, int threads, bool backward) {
   return results;
 }
 
-double norm(const Values &values) {
-  double sum = 0;
-  for (double value : values) sum += value * value;
-  return std::sqrt(sum);
-}
-
-void compare(const Values &got, const Values &expected, double limit, const std::string &where,
-             const char *what) {
-  Values difference(got);
-  for (size_t i = 0; i < got.size(); ++i) difference[i] -= expected[i];
-  // Elements are near 1; an array of a few whose terms cancel is no measure of its own error.
-  const double scale = std::max(norm(expected), 0.1 * std::sqrt(double(got.size())));
-  const double error = norm(difference) / scale;
-  if (!(error <= limit) && !got.empty()) fail(where, what, error, limit);  // NaN fails
-}
-
-void compare(const Results &got, const Results &expected, double forward, double gradients,
-             const std::string &where) {
+void compare_all(const Results &got, const Results &expected, double forward, double gradients,
+                 const std::string &where) {
   for (int i = 0; i < OUTPUTS; ++i)
     compare(got.outputs[i], expected.outputs[i], forward, where, kOutputs[i]);
   for (int i = 0; i < INPUTS; ++i)
@@ -239,7 +167,7 @@ void check_finite_differences(const Problem &p, const Results &results, std::mt1
   const double step = 1e-5;
   for (int i = 0; i < INPUTS; ++i) {
     if (p.inputs[i].empty()) continue;
-    const Values direction = Problem::draw(int64_t(p.inputs[i].size()), random);
+    const Values direction = draw(int64_t(p.inputs[i].size()), random);
     double losses[2];
     for (int side = 0; side < 2; ++side) {
       Problem moved = p;
@@ -256,11 +184,6 @@ void check_finite_differences(const Problem &p, const Results &results, std::mt1
   }
 }
 
-std::vector<std::string> levels() {
-  std::istringstream words(fastrnn_cpu_levels());
-  return {std::istream_iterator<std::string>(words), {}};
-}
-
 void check(const Shape &shape) {
   std::mt19937 random(7);
   const Problem problem(shape, random);
@@ -271,9 +194,9 @@ void check(const Shape &shape) {
     require(fastrnn_cpu_select_level(level.c_str()), "select_level");
     for (int threads = 1; threads <= 2; ++threads) {
       const std::string where = shape.name() + " " + level + " threads " + std::to_string(threads);
-      compare(run<double>(problem, threads, true), expected, 1e-12, 1e-11, where + " float64");
-      compare(run<float>(problem, threads, true), expected, 1e-6, 1e-5, where + " float32");
-      compare(run<Bfloat16>(problem, threads, true), expected, 1e-2, 2e-2, where + " bfloat16");
+      compare_all(run<double>(problem, threads, true), expected, 1e-12, 1e-11, where + " float64");
+      compare_all(run<float>(problem, threads, true), expected, 1e-6, 1e-5, where + " float32");
+      compare_all(run<Bfloat16>(problem, threads, true), expected, 1e-2, 2e-2, where + " bfloat16");
     }
   }
 }
@@ -321,6 +244,7 @@ int main() {
           check({cell, size[0], size[1], size[2], size[3], packed, reverse, shapes % 3 != 0});
           ++shapes;
         }
+  shapes += check_pixels();
   std::printf("%d shapes, levels %s: %d failures\n", shapes, fastrnn_cpu_levels(), failures);
   return failures ? 1 : 0;
 }
