@@ -8,14 +8,15 @@ number of pixels; a :class:`State` is what a model has read, to go on from, once
     forks = state.repeat(2)                              # and continued in two ways
     nats = score(model, pixels.repeat(len(images), 1), forks)  # pixels [2, n]
 
-All is done without gradients, on the model's device. On CPU one native loop reads or draws a pixel,
-steps every layer and takes the next logit; elsewhere the model's own layers run.
+All is done without gradients, on the model's device. One native loop, on GPUs one Triton kernel if
+that backend is forced, reads or draws a pixel, steps every layer and takes the next logit;
+elsewhere the model's own layers run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -82,8 +83,8 @@ def advance(
         ValueError: shapes, dtypes or values are not these.
     """
     _check_pixels("pixels", pixels, least=0 if state else 1)
-    if state is not None and len(state.logit) != len(pixels):
-        raise ValueError(f"state is of {len(state.logit)} rows, pixels have {len(pixels)}")
+    if state is not None:
+        _check_state(state, _nothing_read(model, len(pixels)))
     if lengths is None:
         return _read(model, pixels, state, None)
     _check_lengths(lengths, pixels, least=0 if state else 1)
@@ -139,7 +140,7 @@ def sample(
     _check_pixels("prefix", prefix, least=1)
     _check_uniforms(uniforms, len(prefix), steps)
     samples = uniforms.shape[1]
-    thresholds = torch.logit(uniforms.double()).to(model.head.weight.dtype).flatten(0, 1)
+    thresholds = torch.logit(uniforms.double()).to(model.head.weight).flatten(0, 1)
     _, state = _read(model, prefix, None, None)
     pixels = torch.empty_like(thresholds, dtype=torch.uint8)
     logits = torch.empty_like(thresholds)
@@ -157,7 +158,8 @@ def _read(
 ) -> tuple[Tensor, State]:
     """As :func:`advance`, with lengths in falling order."""
     given = state or _nothing_read(model, len(pixels))
-    logits, new = _run(model, given, pixels.contiguous(), lengths, None)
+    pixels = pixels.to(given.h.device).contiguous()
+    logits, new = _run(model, given, pixels, lengths, None)
     steps = pixels.shape[1]
     odds = torch.cat([given.logit[:, None], logits], 1)[:, :steps]
     nats = functional.binary_cross_entropy_with_logits(odds, pixels.to(odds), reduction="none")
@@ -189,11 +191,12 @@ def _run(
     Returns the logits [B, T] of the pixel after each, and the new state, whose log-likelihood is
     the old one's.
     """
-    h, c, logit = (t if t is None else t.clone() for t in (state.h, state.c, state.logit))
-    if _native(model, *pixels.shape):
+    h, logit = _copy(state.h), _copy(state.logit)
+    c = None if state.c is None else _copy(state.c)
+    if (kernel := _kernel(model, *pixels.shape)) is not None:
         weights = [w for layer in model.recurrent.all_weights for w in layer]
         head = model.head
-        logits = native_pixels.run(
+        logits = kernel(
             model.recurrent.mode, weights, head.weight, head.bias, h, c, logit, pixels, lengths,
             thresholds,
         )  # fmt: skip
@@ -202,15 +205,27 @@ def _run(
     return logits, State(h, c, logit, state.log_likelihood)
 
 
-def _native(model: PixelModel, batch: int, steps: int) -> bool:
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _kernel(model: PixelModel, batch: int, steps: int) -> Callable[..., Tensor] | None:
+    """What runs the whole loop, :func:`native_pixels.run` or its like; None if nothing does."""
     recurrent, weight = model.recurrent, model.head.weight
-    if backends.forced_backend() not in (None, "cpu") or weight.dtype != torch.float32:
-        return False
+    name = backends.forced_backend() or "cpu"
     call = backends.Call(
         recurrent.mode, weight.device.type, weight.dtype, steps, batch, 1, recurrent.hidden_size,
         training=False,
     )  # fmt: skip
-    return recurrent.mode in native_pixels.CELLS and not backends.unsupported("cpu", call)
+    known = recurrent.mode in native_pixels.CELLS and weight.dtype == torch.float32
+    if not known or name not in ("cpu", "triton") or backends.unsupported(name, call):
+        return None
+    if name == "cpu":
+        return native_pixels.run
+    from fastrnn.kernels import pixels_triton
+
+    fits = pixels_triton.fits(recurrent.hidden_size, recurrent.num_layers)
+    return pixels_triton.run if fits else None
 
 
 def _by_layers(
@@ -285,6 +300,17 @@ def _check_lengths(lengths: Tensor, pixels: Tensor, *, least: int) -> None:
             f"lengths: {int(lengths.min())} to {int(lengths.max())} given, "
             f"{least} to {most} expected"
         )
+
+
+def _check_state(state: State, like: State) -> None:
+    for field in fields(State):
+        given, wanted = getattr(state, field.name), getattr(like, field.name)
+        given, wanted = (
+            "none" if t is None else f"{t.dtype} {tuple(t.shape)} on {t.device}"
+            for t in (given, wanted)
+        )
+        if given != wanted:
+            raise ValueError(f"state.{field.name}: {given} given, {wanted} expected")
 
 
 def _check_uniforms(uniforms: Tensor, batch: int, steps: int) -> None:
