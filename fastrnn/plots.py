@@ -14,11 +14,13 @@ from fastrnn import runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DPI = 150
+
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a picture as PNG, atomically."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
+    figure.savefig(content, format="png", dpi=DPI)
     runs.write(path, content.getvalue())
 
 

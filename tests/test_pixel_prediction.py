@@ -4,6 +4,7 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -138,7 +139,7 @@ class TestFigures:
 
 class TestLossMap:
     def test_sums_to_the_loss_of_the_test_set(self, digits, monkeypatch):
-        drawn = []
+        drawn: list[torch.Tensor] = []
         monkeypatch.setattr(plots, "loss_map", drawn.append)
         config = Config(dataset="digits", device="cpu")
         model = TASK.model(config, digits).eval()
@@ -155,7 +156,7 @@ class TestLossMap:
     def test_is_drawn_with_its_sum(self):
         panel, colours = plots.loss_map(torch.full((4, 6), 0.5)).axes
         assert panel.get_title() == "test set: 12.00 nats an image"
-        assert panel.images[0].get_array().shape == (4, 6)
+        assert np.asarray(panel.images[0].get_array()).shape == (4, 6)
         assert colours.get_ylabel() == "nats"
 
 
