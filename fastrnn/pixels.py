@@ -139,15 +139,15 @@ def sample(
     """
     _check_pixels("prefix", prefix, least=1)
     _check_uniforms(uniforms, len(prefix), steps)
-    samples = uniforms.shape[1]
-    thresholds = torch.logit(uniforms.double()).to(model.head.weight).flatten(0, 1)
     _, state = _read(model, prefix, None, None)
-    pixels = torch.empty_like(thresholds, dtype=torch.uint8)
-    logits = torch.empty_like(thresholds)
+    count, samples, _ = uniforms.shape
+    pixels = state.h.new_empty(count * samples, steps, dtype=torch.uint8)
+    logits = torch.empty_like(pixels, dtype=state.h.dtype)
     for rows in _chunks(len(pixels), _ROWS):
+        thresholds = torch.logit(uniforms.flatten(0, 1)[rows].double()).to(logits)
         images = torch.arange(len(pixels), device=pixels.device)[rows] // max(samples, 1)
         part = state.select(images)
-        after, _ = _run(model, part, pixels[rows], None, thresholds[rows])
+        after, _ = _run(model, part, pixels[rows], None, thresholds)
         logits[rows] = torch.cat([part.logit[:, None], after], 1)[:, :steps]
     return pixels.view(uniforms.shape), logits.view(uniforms.shape)
 

@@ -1,11 +1,13 @@
 """Likelihoods and completions of images: exact, and the same on every backend."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 
 import fastrnn
+from benchmarks import pixel_loops
 from fastrnn import data, pixels
 from fastrnn.config import Config
 from fastrnn.models import PixelModel
@@ -228,6 +230,27 @@ class TestModels:
     def test_a_forced_backend_that_cannot_run_raises(self):
         with fastrnn.backend("triton"), pytest.raises(RuntimeError, match="tensors are on cpu"):
             pixels.score(_model(), _images(5, 20))
+
+
+class TestBenchmark:
+    """benchmarks.pixel_loops tells no speed for wrong numbers."""
+
+    arguments = "pixel_loops --hidden=4 --images=2 --samples=2 --steps=5 --holes=3 --rounds=1"
+
+    def test_prints_each_peer(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", self.arguments.split())
+        pixel_loops.main()
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("| fastrnn") for line in lines) == 3
+        assert sum(line.startswith("| torch.nn") for line in lines) == 4
+
+    def test_refuses_what_is_wrong(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", self.arguments.split())
+        score = pixels.score
+        monkeypatch.setattr(pixels, "score", lambda *args: 1.001 * score(*args))
+        with pytest.raises(SystemExit, match=r"relative error .* nothing is timed"):
+            pixel_loops.main()
+        assert "Scoring" not in capsys.readouterr().out  # which would be the table's title
 
 
 class TestErrors:
