@@ -3,7 +3,7 @@
 # pytest; nothing has to be installed. Each part ends within ten minutes.
 #
 #   benchmarks/gpu.sh OUT              every part, one after the other
-#   benchmarks/gpu.sh OUT PART...      build tests sanitize tasks variants float32 bfloat16 float16 large
+#   benchmarks/gpu.sh OUT PART...      build tests sanitize tasks variants steps float32 bfloat16 float16 large
 #
 # Leaves in OUT: a log for each part, JSON of every measurement, summary.txt.
 set -uo pipefail
@@ -12,7 +12,7 @@ repo=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$1" && out=$(cd "$1" && pwd)
 shift
 parts=("$@")
-all=(build tests sanitize tasks variants float32 bfloat16 float16 large)
+all=(build tests sanitize tasks variants steps float32 bfloat16 float16 large)
 [ $# -gt 0 ] || parts=("${all[@]}")
 
 # The repository as it is when installed: kernels/ is fastrnn.kernels.
@@ -60,6 +60,7 @@ sanitize() {
 }
 
 variants() { python3 -m benchmarks.gpu_variants --json "$out/variants.json"; }
+steps() { python3 -m benchmarks.gpu_variants --steps --json "$out/steps.json"; }
 
 tasks() { # issue 3's table: T 784, I 1
   local failed=0
