@@ -142,7 +142,8 @@ def measure_steps() -> Iterator[dict[str, Any]]:
         ("lstm", "gru"), (256, 1024), (1, 16, 64, 200), DTYPES
     ):
         gates = 4 if cell == "lstm" else 3
-        shapes = [(steps * batch, hidden)] + [(batch, hidden)] * (2 if cell == "lstm" else 1)
+        shapes: list[tuple[int, ...]] = [(steps * batch, hidden)]
+        shapes += [(batch, hidden)] * (2 if cell == "lstm" else 1)
         shapes += [(gates * hidden, hidden)] * 2 + [(gates * hidden,)] * 2
         given = [torch.randn(s, device="cuda", dtype=dtype) * 0.1 for s in shapes]
         chosen = step_launch.step_plan(hidden, batch, given[0])

@@ -57,7 +57,8 @@ class Case:
     Args:
         cell: lstm or gru.
         way: inference, forward (training) or backward; the step kernels': cell_forward and
-            cell_backward, or steps_forward and steps_backward, which take all steps in a launch.
+            cell_backward, or steps_forward and steps_backward, which take all steps in a launch;
+            draw: pixels, in float32.
         dtype: of all tensors but the layout's.
         hidden: H.
         batch: B, from which the heuristic picks form and rows.
@@ -65,6 +66,7 @@ class Case:
         packed: with a PackedSequence's layout.
         arch: compute capability times 10, or gfx942.
         tf32: float32 products of the step kernels in TF32.
+        layers: of the pixels' stack.
     """
 
     cell: str
@@ -76,6 +78,7 @@ class Case:
     packed: bool = False
     arch: int | str = 90
     tf32: bool = False
+    layers: int = 1
 
     @property
     def stepwise(self) -> bool:
@@ -87,7 +90,8 @@ class Case:
         """The case's key in the table."""
         layout = "packed" if self.packed else "padded"
         dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
-        size = f"H={self.hidden} B={self.batch} I={self.features}"
+        size = f"L={self.layers} " if self.layers > 1 else ""
+        size += f"H={self.hidden} B={self.batch} I={self.features}"
         return f"{self.cell} {self.way} {dtype} {size} {layout} {self.arch}"
 
 
@@ -114,6 +118,16 @@ def cases() -> Iterator[Case]:
                 yield Case(cell, way, single, hidden, 200, arch="gfx942")
 
     yield from step_cases()
+    yield from pixel_cases()
+
+
+def pixel_cases() -> Iterator[Case]:
+    """Every plan of the loop over pixels; reading them is drawing less a comparison and a store."""
+    for cell in ("lstm", "gru"):
+        for hidden, batch in ((32, 100), (32, 1000), (64, 100), (64, 1000)):
+            yield Case(cell, "draw", torch.float32, hidden, batch)
+        for arch in (80, 90, "gfx942"):
+            yield Case(cell, "draw", torch.float32, 32, 1000, layers=3, arch=arch)
 
 
 def step_cases() -> Iterator[Case]:
@@ -141,7 +155,8 @@ def plan(case: Case) -> Any:
     lanes = 32 if isinstance(case.arch, int) else 64
     if case.stepwise:
         return step_launch.choose_step(case.hidden, case.batch, case.dtype, SMS, lanes, case.tf32)
-    return rnn_launch.choose(case.hidden, case.batch, case.dtype, SMS, lanes)
+    batch = case.batch if case.layers == 1 else 1
+    return rnn_launch.choose(case.hidden, batch, case.dtype, SMS, lanes)
 
 
 def operand_reads(case: Case) -> int:
@@ -208,6 +223,8 @@ def _constants(case: Case) -> dict[str, Any]:
         narrow = rnn_launch.narrow(case.features, case.hidden)
         values |= {"IN": case.features if narrow else 0}
         absent += ["gates", "cells"] if case.way == "inference" else []
+        values |= {"LAYERS": case.layers}
+        absent += ["c"] if case.cell == "gru" else []
     return values | dict.fromkeys(absent)
 
 
@@ -218,13 +235,17 @@ def _compile(case: Case) -> Any:
     from triton.experimental.gluon._runtime import GluonASTSource
 
     way = "backward" if case.way.endswith("backward") else "forward"
-    name = "step" if case.stepwise else f"{case.cell}"
-    module = importlib.import_module(f"fastrnn.kernels.{name}_triton")
-    kernel = getattr(module, f"{way}_kernel" if case.stepwise else f"{name}_{way}_kernel")
+    if case.way == "draw":
+        module, name = "pixels_triton", "kernel"
+    elif case.stepwise:
+        module, name = "step_triton", f"{way}_kernel"
+    else:
+        module, name = f"{case.cell}_triton", f"{case.cell}_{way}_kernel"
+    kernel = getattr(importlib.import_module(f"fastrnn.kernels.{module}"), name)
     known = _constants(case)
     constants = {name: known[name] for name in kernel.arg_names if name in known}
     types = dict.fromkeys(("T", "B", "skew", "begin", "end", "I", "H"), "i32")
-    types |= {"offsets": "*i64", "lengths": "*i32", "arrived": "*i32"}
+    types |= {"offsets": "*i64", "lengths": "*i32", "arrived": "*i32", "pixels": "*u8"}
     types |= dict.fromkeys(("old", "new"), "*fp32") if case.way.startswith("steps") else {}
     signature = {
         name: "constexpr" if name in constants else types.get(name, _POINTERS[case.dtype])

@@ -47,6 +47,15 @@ from .rnn_triton import (
 
 
 @gluon.jit
+def activate(s, h, P: tl.constexpr):
+    """r, z, n and h, from the sums of r and z (times `slope`), n's of x and m, and the old h."""
+    reset = sigmoid(s[0], P)
+    z = sigmoid(s[1], P)
+    n = tanh(s[2] + reset * s[3], P)
+    return reset, z, n, n + z * (h - n)
+
+
+@gluon.jit
 def _forward_step(
     a, b_n, h, w, shared, y, gates, r, t, real, length, lengths, H: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
@@ -54,11 +63,10 @@ def _forward_step(
     E: tl.constexpr = y.dtype.element_ty
     put(shared, h, P)
     hs = shared.load(P.operand)
-    reset = sigmoid(total(partial(w[0], hs, P), P) * P.slope + a[0], P)
+    s0 = total(partial(w[0], hs, P), P) * P.slope + a[0]
     m = total(partial(w[2], hs, P), P) + b_n
-    z = sigmoid(total(partial(w[1], hs, P), P) * P.slope + a[1], P)
-    n = tanh(a[2] + reset * m, P)
-    h_new = n + z * (h - n)
+    s1 = total(partial(w[1], hs, P), P) * P.slope + a[1]
+    reset, z, n, h_new = activate((s0, s1, a[2], m), h, P)
     now = active(t, length, lengths)
     mask = now & real
     gl.store(y + r * H, h_new.to(E), mask=mask)

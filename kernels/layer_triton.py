@@ -39,16 +39,16 @@ def lstm_forward(
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
     rows = Rows.of(x, batch, batch_sizes)
     weights = (w_ih, w_hh, b_ih, b_hh)
-    saved = (gates, cells) if save else (None, None)
+    saved, kept = (gates, cells) if save else (None, None)
     if not resident(rows.steps, h, x):
-        steps_forward(rows, x, weights, h0, c0, y, h_n, c_n, *saved, reverse)
+        steps_forward(rows, x, weights, h0, c0, y, h_n, c_n, saved, kept, reverse)
         return y, h_n, c_n, gates, cells
     if not narrow(i, h):
         x, i = product(x, w_ih.t()), 0
     spread = plan(h, batch, x)
     launch(
         lstm_forward_kernel, spread, batch, x.device,
-        x, *weights, h0, c0, y, h_n, c_n, *saved, rows.offsets, rows.lengths,
+        x, *weights, h0, c0, y, h_n, c_n, saved, kept, rows.offsets, rows.lengths,
         rows.steps, batch, 0, i, h, spread, reverse,
     )  # fmt: skip
     return y, h_n, c_n, gates, cells

@@ -47,6 +47,17 @@ from .rnn_triton import (
 
 
 @gluon.jit
+def activate(s, c, P: tl.constexpr):
+    """The gates, c and h, from the gates' sums (times `slope`, but the third) and the old c."""
+    i = sigmoid(s[0], P)
+    f = sigmoid(s[1], P)
+    g = tanh(s[2], P)
+    o = sigmoid(s[3], P)
+    c = f * c + i * g
+    return i, f, g, o, c, o * tanh(c, P)
+
+
+@gluon.jit
 def _forward_step(
     a, h, c, w, shared, y, gates, cells, r, t, real, length, lengths,
     H: tl.constexpr, P: tl.constexpr,
@@ -55,12 +66,11 @@ def _forward_step(
     E: tl.constexpr = y.dtype.element_ty
     put(shared, h, P)
     hs = shared.load(P.operand)
-    i = sigmoid(total(partial(w[0], hs, P), P) * P.slope + a[0], P)
-    f = sigmoid(total(partial(w[1], hs, P), P) * P.slope + a[1], P)
-    g = tanh(total(partial(w[2], hs, P), P) + a[2], P)
-    o = sigmoid(total(partial(w[3], hs, P), P) * P.slope + a[3], P)
-    c_new = f * c + i * g
-    h_new = o * tanh(c_new, P)
+    s0 = total(partial(w[0], hs, P), P) * P.slope + a[0]
+    s1 = total(partial(w[1], hs, P), P) * P.slope + a[1]
+    s2 = total(partial(w[2], hs, P), P) + a[2]
+    s3 = total(partial(w[3], hs, P), P) * P.slope + a[3]
+    i, f, g, o, c_new, h_new = activate((s0, s1, s2, s3), c, P)
     now = active(t, length, lengths)
     mask = now & real
     gl.store(y + r * H, h_new.to(E), mask=mask)

@@ -89,6 +89,12 @@ def launch(kernel: Any, spread: Plan, batch: int, device: torch.device, *argumen
         kernel[(-(-batch // spread.rows),)](*arguments, num_warps=spread.warps)
 
 
+def tf32() -> bool:
+    """Whether torch's switch for recurrent layers allows TF32 in float32 products."""
+    rnn: Any = torch.backends.cudnn.rnn
+    return rnn.fp32_precision == "tf32"
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """The matrix product. In float32 TF32 needs both of torch's switches.
 
@@ -96,9 +102,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     so neither is changed here; float64 is exact whatever they say.
     """
     matmul: Any = torch.backends.cuda.matmul
-    rnn: Any = torch.backends.cudnn.rnn
-    forbidden = matmul.fp32_precision == "tf32" and rnn.fp32_precision != "tf32"
-    if forbidden and a.dtype == torch.float32:
+    if a.dtype == torch.float32 and matmul.fp32_precision == "tf32" and not tf32():
         return (a.double() @ b.double()).float()
     return a @ b
 

@@ -47,6 +47,7 @@ DYNAMIC: dict[str, list[str]] = {
     "do_not_specialize_on_alignment": [
         *("x", "w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0", "y", "h_n", "c_n", "gates", "cells"),
         *("dy", "dh_n", "dc_n", "dgates", "dh0", "dc0", "offsets", "lengths"),
+        *("v", "w", "head", "b_head", "h", "c", "logit", "pixels", "thresholds", "logits"),
     ],
 }
 

@@ -49,8 +49,8 @@ def choose_step(
 
 def step_plan(hidden_size: int, batch: int, like: Tensor) -> StepPlan:
     """The plan on the device and in the dtype of `like`; TF32 as torch's recurrent layers."""
-    tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
-    return choose_step(hidden_size, batch, like.dtype, *rnn_launch.processor(like), tf32)
+    sms, lanes = rnn_launch.processor(like)
+    return choose_step(hidden_size, batch, like.dtype, sms, lanes, rnn_launch.tf32())
 
 
 def launch_steps(

@@ -186,13 +186,13 @@ def compare(case: Case, device: str) -> dict[str, float]:
     forward = getattr(layer_triton, f"{case.cell}_forward")
     backward = getattr(layer_triton, f"{case.cell}_backward")
     with planned(case), poisoned():
-        *found, gates = forward(x, *states, *weights, sizes, case.reverse, True)[: len(wanted) + 1]
-        saved = forward(x, *states, *weights, sizes, case.reverse, True)[len(wanted) :]
+        results = forward(x, *states, *weights, sizes, case.reverse, True)
+        found, saved = results[: len(wanted)], results[len(wanted) :]
         plain = forward(x, *states, *weights, sizes, case.reverse, False)
         results = backward(
             *map(give, seeds), x, *states, *weights[:2], found[0], *saved, sizes, case.reverse, True
         )
-    assert not gates.isnan().any()
+    assert not any(t.isnan().any() for t in saved)
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=False))
     errors = {n: error(f, w) for n, f, w in zip(names, found, wanted, strict=True)}
     labels = [*["dx", "dh0", "dc0"][: 1 + len(first)], "dw_ih", "dw_hh", "db_ih", "db_hh"]
@@ -259,6 +259,32 @@ def opcheck(device: str) -> bool:
     return True
 
 
+def pixel_loops(device: str) -> dict[str, bool]:
+    """Whether the kernel draws the pixels that eager steps draw, and reads with their results."""
+    from fastrnn import pixels
+    from fastrnn.kernels import pixels_triton
+    from fastrnn.models import PixelModel
+
+    results = {}
+    for cell, hidden, layers in (("LSTM", 33, 1), ("GRU", 20, 1), ("LSTM", 5, 2), ("GRU", 3, 3)):
+        generator = torch.Generator().manual_seed(0)
+        model = PixelModel(cell, hidden, layers)
+        for p in model.parameters():
+            p.data = torch.randn(p.shape, generator=generator) / 3
+        images = torch.randint(0, 2, (2, 2), generator=generator).byte().to(device)
+        uniforms = torch.rand(2, 1, 3, generator=generator).to(device)
+        lengths = torch.tensor([2, 1], device=device)
+        found = []
+        for kernel in (None, pixels_triton.run):
+            with mock.patch.object(pixels, "_kernel", lambda *_, kernel=kernel: kernel):
+                drawn, logits = pixels.sample(model.to(device), images, 3, uniforms)
+                read, state = pixels.advance(model, images, lengths=lengths)
+            found.append((drawn.float(), logits, read, state.h, state.logit, state.log_likelihood))
+        close = [torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True)]
+        results[f"{cell} {layers} x {hidden}"] = all(close)
+    return results
+
+
 CASES = list(cases())
 
 
@@ -292,6 +318,10 @@ def test_interpreted_nan_and_inf_stay_in_their_sequence(interpreted: dict[str, A
     assert all(interpreted["non_finite"].values()), interpreted["non_finite"]
 
 
+def test_interpreted_pixels_are_those_of_eager_steps(interpreted: dict[str, Any]) -> None:
+    assert all(interpreted["pixel_loops"].values()), interpreted["pixel_loops"]
+
+
 def test_interpreted_empty_batch_gives_empty_results_and_zero_gradients(
     interpreted: dict[str, Any],
 ) -> None:
@@ -317,5 +347,6 @@ if __name__ == "__main__":
         "non_finite": non_finite("cpu"),
         "empty_batch": empty_batch("cpu"),
         "opcheck": opcheck("cpu"),
+        "pixel_loops": pixel_loops("cpu"),
     }
     print(json.dumps(report))

@@ -29,8 +29,9 @@ COMPILED = [
     Case("lstm", "cell_forward", torch.float16, 512, 64, 28),
     Case("gru", "steps_backward", torch.float16, 1024, 500, 1024),
     Case("lstm", "steps_forward", torch.float16, 512, 64, 28, arch="gfx942"),
+    Case("gru", "draw", WHOLE, 32, 1000, layers=3),
 ]
-WHOLE_SEQUENCE = [case for case in step_costs.cases() if not case.stepwise]
+LAYERS = [case for case in step_costs.cases() if not case.stepwise and case.way != "draw"]
 SHARED = 99 * 1024  # what a program may take on sm_86, the least of all
 LIMIT = {32: 160, 64: 280}  # instructions a step
 
@@ -58,7 +59,16 @@ def test_the_table_has_step_kernels_that_fit_on_any_gpu(case: Case) -> None:
     assert row.get("shared", 0) <= SHARED
 
 
-@pytest.mark.parametrize("case", WHOLE_SEQUENCE, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(step_costs.pixel_cases()), ids=lambda case: case.name)
+def test_the_table_has_one_barrier_a_pixel_and_layer_and_no_spills(case: Case) -> None:
+    row = TABLE["cases"][case.name]
+    assert row["spills"] == 0
+    if case.arch != "gfx942":
+        assert row["barriers"] == case.layers
+        assert row["loads"] == step_costs.plan(case).rows
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
 def test_the_table_has_no_spills_one_barrier_a_step_and_no_weights_in_the_loop(case: Case) -> None:
     row = TABLE["cases"][case.name]
     assert row["spills"] == 0

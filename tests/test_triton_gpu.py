@@ -20,6 +20,7 @@ from tests.test_triton import (
     named,
     non_finite,
     opcheck,
+    pixel_loops,
 )
 
 
@@ -67,6 +68,10 @@ if GPU:  # not collected elsewhere
     @pytest.mark.gpu
     def test_gpu_nan_and_inf_stay_in_their_sequence() -> None:
         assert all(non_finite("cuda").values())
+
+    @pytest.mark.gpu
+    def test_gpu_pixels_are_those_of_eager_steps() -> None:
+        assert all(pixel_loops("cuda").values())
 
     @pytest.mark.gpu
     def test_gpu_ops_pass_opcheck() -> None:
