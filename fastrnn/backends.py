@@ -154,7 +154,10 @@ def triton_load_error() -> str | None:
         return "triton is not installed"
     if not torch.cuda.is_available():
         return "torch finds no GPU"
-    if torch.version.hip is None and (found := torch.cuda.get_device_capability()) < (8, 0):
+    if torch.version.hip is not None:
+        lanes = torch.cuda.get_device_properties().warp_size
+        return None if lanes == 64 else f"AMD GPUs of 64 lanes a wavefront are needed, not {lanes}"
+    if (found := torch.cuda.get_device_capability()) < (8, 0):
         return f"compute capability 8.0 or newer is needed, not {found[0]}.{found[1]}"
     return None
 

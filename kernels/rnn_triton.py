@@ -317,7 +317,8 @@ def input_places(skew, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P
     """
     if IN:
         b = gl.arange(0, P.rows, gl.SliceLayout(0, P.state))[None, :]
-        return b * IN + unit(P) * skew
+        # Units that are only there to fill up must not see an infinite input: 0 times it is NaN.
+        return b * IN if P.split == 0 and P.units == H else b * IN + unit(P) * skew
     else:
         return places(GATES * H, P)
 
@@ -325,11 +326,11 @@ def input_places(skew, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P
 @gluon.jit
 def load_input(x, r, t, real, length, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr):
     """The input of time t at row r: IN features, or GATES projected gates."""
-    mask = ahead(t, length) & real
+    mask = ahead(t, length)
     if IN:
-        return load_all(x + r * IN, mask, IN, 1)
+        return load_all(x + r * IN, mask if x.shape[0] == 1 else mask & real, IN, 1)
     else:
-        return load_all(x + r * (GATES * H), mask, GATES, H)
+        return load_all(x + r * (GATES * H), mask & real, GATES, H)
 
 
 @gluon.jit

@@ -220,7 +220,7 @@ def non_finite(device: str) -> dict[str, bool]:
 
     results = {}
     for cell in ("lstm", "gru"):
-        for dtype, hidden in ((WHOLE, 8), (HALF, 128)):
+        for dtype, hidden in ((WHOLE, 8), (HALF, 128), (BRAIN, 130)):
             module, x, states, _ = _make(Case(cell, dtype, 3, 3, 1, hidden))
             given = [t.detach().to(device, dtype) for t in (x, *states, *module.parameters())]
             given[0][4] = torch.nan  # step 1, sequence 1
@@ -249,8 +249,8 @@ def opcheck(device: str) -> bool:
     importlib.import_module("fastrnn.ops")
     torch.manual_seed(0)
     for cell, gates in (("lstm", 4), ("gru", 3)):
-        for sizes in (None, torch.tensor([3, 2])):
-            tensors = [torch.randn(6 if sizes is None else 5, 2)]
+        for sizes in (None, torch.tensor([3, 2])):  # a step, and a sequence
+            tensors = [torch.randn(3 if sizes is None else 5, 2)]
             tensors += [torch.randn(3, 4) for _ in range(2 if cell == "lstm" else 1)]
             tensors += [torch.randn(gates * 4, n) for n in (2, 4)] + [torch.randn(gates * 4)] * 2
             given = [t.to(device).requires_grad_() for t in tensors]

@@ -80,7 +80,9 @@ def test_the_table_has_no_spills_one_barrier_a_step_and_no_weights_in_the_loop(c
     assert row["loads"] <= step_costs.early_loads(case)
     rows = 1 if row["mma"] else step_costs.plan(case).rows
     ways = 2 if case.way == "backward" else 1
-    if case.features == 1 and case.hidden in LIMIT and not (row["mma"] and case.hidden == 32):
+    # Not met: 182 for 8 rows, of which 24 store what backward needs.
+    beyond = row["mma"] and case.hidden == 32 and (case.cell, case.way) == ("lstm", "forward")
+    if case.features == 1 and case.hidden in LIMIT and not beyond:
         assert row["instructions"] / rows <= LIMIT[case.hidden] * ways
 
 
