@@ -76,7 +76,7 @@ struct Kernel {
 };
 
 // Pixel models: sequences are run in blocks of at most kPixelRows, whose states stay in cache.
-constexpr int64_t kPixelRows = 64;
+constexpr int64_t kPixelRows = 48;  // whole tiles of either cell
 struct PixelScratch {
   size_t weights, block;  // bytes: packed weights, shared by all; a thread's own
 };
