@@ -6,9 +6,10 @@
 // products over all its rows.
 #pragma once
 
-#include "cells.h"
 #include "product.h"
 #include "share.h"
+
+#include "../cells.h"
 
 namespace fastrnn::FASTRNN_LEVEL {
 
@@ -99,7 +100,7 @@ class Backward : Share<S> {
       for (int g = 0; g < G; ++g)
         for (int64_t k = 0; k < H; ++k)
           store(w_hh_ + ((p * G + g) * H + k) * W,
-                load_n(w_hh + (Cell::kRecurrentBlock[g] * H + k) * H + p * W, lanes(p)));
+                load_n(w_hh + (Cell::recurrent_block(g) * H + k) * H + p * W, lanes(p)));
     if (a_.dx)
       for (int64_t p = thread_; p < PI; p += job_.grid.threads())
         for (int64_t k = 0; k < G * H; ++k)
@@ -245,7 +246,7 @@ class Backward : Share<S> {
     S *dw_ih = static_cast<S *>(a_.dw_ih), *dw_hh = static_cast<S *>(a_.dw_hh);
     S *db_ih = static_cast<S *>(a_.db_ih), *db_hh = static_cast<S *>(a_.db_hh);
     for (int g = 0; g < G; ++g) {
-      const int to = Cell::kRecurrentBlock[g];
+      const int to = Cell::recurrent_block(g);
       for (int64_t k = unit0; k < unit1; ++k) {
         for (int64_t p = 0; p < P; ++p)
           store_n(dw_hh + (to * H + k) * H + p * W,

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #include "../fastrnn.h"
-#include "inline.h"
+#include "../inline.h"
 
 namespace fastrnn {
 

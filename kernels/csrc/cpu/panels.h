@@ -2,8 +2,9 @@
 // hidden units with all its gates.
 #pragma once
 
-#include "cells.h"
 #include "product.h"
+
+#include "../cells.h"
 
 namespace fastrnn::FASTRNN_LEVEL {
 

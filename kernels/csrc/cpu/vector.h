@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-#include "inline.h"
+#include "../inline.h"
 
 namespace fastrnn::FASTRNN_LEVEL {
 

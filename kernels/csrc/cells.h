@@ -1,8 +1,8 @@
-// The arithmetic of the cells, once: each takes vectors or scalars V, with sigmoid(V) and tanh(V) in
-// scope. Everything else in the library is the same for LSTM and GRU.
+// The arithmetic of the cells, once for CPU and GPU: each takes vectors or scalars V, with sigmoid(V)
+// and tanh(V) declared before. Everything else in the libraries is the same for LSTM and GRU.
 #pragma once
 
-#include "vector.h"
+#include "inline.h"
 
 namespace fastrnn::FASTRNN_LEVEL {
 
@@ -12,7 +12,7 @@ struct Lstm {
   static constexpr bool kHasCell = true;
   // Columns of a row of gate gradients, and which of W_hh's blocks of rows each belongs to.
   enum { kDI, kDF, kDG, kDO };
-  static constexpr int kRecurrentBlock[] = {0, 1, 2, 3};
+  static constexpr FASTRNN_INLINE int recurrent_block(int d) { return d; }
 
   // gate: i f g o, in: before activation, out: after it. c: in the old cell state, out the new.
   template <class V>
@@ -48,7 +48,7 @@ struct Gru {
   static constexpr bool kHasCell = false;
   // The recurrent product's three columns stand first, the input product's three last.
   enum { kDM, kDR, kDZ, kDN };
-  static constexpr int kRecurrentBlock[] = {2, 0, 1};
+  static constexpr FASTRNN_INLINE int recurrent_block(int d) { return (d + 2) % 3; }
 
   // gate, in: r and z before activation, the input's part of n, m; out: r, z, n, m.
   template <class V>
