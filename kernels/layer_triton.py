@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .gru_triton import gru_backward_kernel, gru_forward_kernel
 from .lstm_triton import lstm_backward_kernel, lstm_forward_kernel
-from .rnn_launch import Rows, launch, narrow, plan, product, resident
+from .rnn_launch import launch, narrow, plan, resident
+from .rows import Rows, product
 from .step_launch import steps_backward, steps_forward
 
 
@@ -90,9 +91,8 @@ def lstm_backward(
         dc = steps_backward(rows, dy, dh_n, w_hh, c0, cells, gates, dc_n, dgates, reverse)
         dc0 = dc.to(dc_n.dtype)
         dh0 = product(rows.first(dgates, reverse), w_hh)
-    dx = product(dgates, w_ih) if need_dx else x.new_empty(0)
-    dw_hh = rows.recurrent_gradient(dgates, h0, y, reverse)
-    return dx, dh0, dc0, product(dgates.t(), x), dw_hh, dgates.sum(0)
+    dx, dw_ih, dw_hh, db = rows.lstm_gradients(dgates, x, h0, y, w_ih, reverse, need_dx)
+    return dx, dh0, dc0, dw_ih, dw_hh, db
 
 
 def gru_forward(
@@ -151,7 +151,6 @@ def gru_backward(
         return dx, dh_n.clone(), dw_ih, dw_hh, db, db.clone()
     dgates = torch.empty_like(gates)
     rows = Rows.of(x, batch, batch_sizes)
-    d_input, d_recurrent = dgates[:, : 3 * h], dgates[:, h:]  # n r z, r z m
     if resident(rows.steps, h, x):
         dh0 = torch.empty_like(h0)
         spread = plan(h, batch, x)
@@ -162,9 +161,6 @@ def gru_backward(
         )  # fmt: skip
     else:
         dh = steps_backward(rows, dy, None, w_hh, h0, y, gates, dh_n, dgates, reverse)
-        dh0 = (dh + product(rows.first(d_recurrent, reverse), w_hh)).to(dh_n.dtype)
-    dx = product(d_input, w_ih.roll(h, 0)) if need_dx else x.new_empty(0)
-    dw_ih = product(d_input.t(), x).roll(-h, 0)
-    dw_hh = rows.recurrent_gradient(d_recurrent, h0, y, reverse)
-    db = dgates.sum(0)
-    return dx, dh0, dw_ih, dw_hh, db[: 3 * h].roll(-h), db[h:].clone()
+        dh0 = (dh + product(rows.first(dgates[:, h:], reverse), w_hh)).to(dh_n.dtype)
+    dx, *weights = rows.gru_gradients(dgates, x, h0, y, w_ih, reverse, need_dx)
+    return dx, dh0, *weights

@@ -23,8 +23,8 @@ from fastrnn.kernels import memory
 ABI_VERSION = 2
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _LSTM, _GRU = 0, 1
-_NO_LIBRARY = (
-    "the native CPU library is not built: install a C++17 compiler and reinstall fastrnn "
+_REMEDY = (
+    "install a C++17 compiler and reinstall fastrnn "
     "(FASTRNN_REQUIRE_NATIVE=1 makes the install fail with the compiler's message)"
 )
 
@@ -43,35 +43,28 @@ def structure(name: str, fields: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": pointers})
 
 
-_Forward = structure("_Forward", "x h0 c0 w_ih w_hh b_ih b_hh y h_n c_n gates cells")
+Forward = structure("Forward", "x h0 c0 w_ih w_hh b_ih b_hh y h_n c_n gates cells")
 _Backward = structure(
     "_Backward",
     "dy dh_n dc_n x h0 c0 w_ih w_hh y gates cells dx dh0 dc0 dw_ih dw_hh db_ih db_hh",
 )
 
 
-def library_path() -> Path:
-    """Where the build puts the library."""
+def library_path(library: str = "fastrnn_cpu") -> Path:
+    """Where the build puts a library."""
     suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
     # Resolved from the package, not from this file: `kernels/` is mapped into it from elsewhere.
     import fastrnn
 
-    return Path(fastrnn.__file__).parent / "_native" / f"libfastrnn_cpu.{suffix}"
+    return Path(fastrnn.__file__).parent / "_native" / f"lib{library}.{suffix}"
 
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    path = library_path()
-    if not path.exists():
-        return None, f"{_NO_LIBRARY}{_why_not_built(path.with_name('build.json'))}"
-    try:
-        library = ctypes.CDLL(os.fspath(path))
-    except OSError as error:
-        return None, f"{path} does not load: {error}; reinstall fastrnn"
-    found = library.fastrnn_abi_version()
-    if found != ABI_VERSION:
-        return None, f"{path} has ABI {found}, this fastrnn needs {ABI_VERSION}; reinstall fastrnn"
-    for name, arrays in (("forward", _Forward), ("backward", _Backward)):
+    library, error = open_library(library_path(), "the native CPU library", _REMEDY)
+    if library is None:
+        return None, error
+    for name, arrays in (("forward", Forward), ("backward", _Backward)):
         function = getattr(library, f"fastrnn_cpu_{name}")
         function.argtypes = [ctypes.POINTER(_Problem), ctypes.POINTER(arrays)]
         function.restype = ctypes.c_int
@@ -81,10 +74,25 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     return library, None
 
 
-def _why_not_built(facts: Path) -> str:
-    """What the build recorded, if it did."""
+def open_library(path: Path, name: str, remedy: str) -> tuple[ctypes.CDLL | None, str | None]:
+    """A library that its build may have left out; or why it cannot be used, and the remedy."""
+    if not path.exists():
+        return None, f"{name} is not built: {remedy}{_why_not_built(path)}"
     try:
-        reason = json.loads(facts.read_text())["fastrnn_cpu"].get("reason")
+        library = ctypes.CDLL(os.fspath(path))
+    except OSError as error:
+        return None, f"{path} does not load: {error}; reinstall fastrnn"
+    found = library.fastrnn_abi_version()
+    if found != ABI_VERSION:
+        return None, f"{path} has ABI {found}, this fastrnn needs {ABI_VERSION}; reinstall fastrnn"
+    return library, None
+
+
+def _why_not_built(path: Path) -> str:
+    """What the build recorded, if it did."""
+    facts, library = path.with_name("build.json"), path.stem.removeprefix("lib")
+    try:
+        reason = json.loads(facts.read_text())[library].get("reason")
     except (OSError, ValueError, KeyError):
         return ""
     return f"; the build said: {reason}" if reason else ""
@@ -160,7 +168,7 @@ def call(name: str, problem: ctypes.Structure, arrays: ctypes.Structure, *size: 
         raise RuntimeError(f"fastrnn_cpu_{name}: {message} (T, B, I, H, dtype: {size})")
 
 
-def _pointers(**tensors: Tensor | None) -> dict[str, int | None]:
+def addresses(**tensors: Tensor | None) -> dict[str, int | None]:
     """Addresses by field; the tensors must outlive the call. An empty tensor counts as none."""
     return {
         name: None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
@@ -194,11 +202,11 @@ def lstm_forward(
     y = _rows(x, hidden_size)
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
     gates, cells = _saved(x, save, 4 * hidden_size), _saved(x, save, hidden_size)
-    pointers = _pointers(
+    pointers = addresses(
         x=x, h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh,
         y=y, h_n=h_n, c_n=c_n, gates=gates, cells=cells,
     )  # fmt: skip
-    _call("forward", _LSTM, reverse, x, h0, batch_sizes, _Forward(**pointers))
+    _call("forward", _LSTM, reverse, x, h0, batch_sizes, Forward(**pointers))
     return y, h_n, c_n, gates, cells
 
 
@@ -223,7 +231,7 @@ def lstm_backward(
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(c0)
     weights = _weight_gradients(h0, w_ih, w_hh, 1)
     dw_ih, dw_hh, db = weights
-    pointers = _pointers(
+    pointers = addresses(
         dy=dy, dh_n=dh_n, dc_n=dc_n, x=x, h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, y=y, gates=gates,
         cells=cells, dx=dx, dh0=dh0, dc0=dc0, dw_ih=dw_ih, dw_hh=dw_hh, db_ih=db,
     )  # fmt: skip
@@ -247,10 +255,10 @@ def gru_forward(
     y = _rows(x, hidden_size)
     h_n = torch.empty_like(h0)
     gates = _saved(x, save, 4 * hidden_size)
-    pointers = _pointers(
+    pointers = addresses(
         x=x, h0=h0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, y=y, h_n=h_n, gates=gates
     )
-    _call("forward", _GRU, reverse, x, h0, batch_sizes, _Forward(**pointers))
+    _call("forward", _GRU, reverse, x, h0, batch_sizes, Forward(**pointers))
     return y, h_n, gates
 
 
@@ -271,7 +279,7 @@ def gru_backward(
     dx = _saved(x, need_dx, x.shape[1])
     dh0 = torch.empty_like(h0)
     dw_ih, dw_hh, db_ih, db_hh = _weight_gradients(h0, w_ih, w_hh, 2)
-    pointers = _pointers(
+    pointers = addresses(
         dy=dy, dh_n=dh_n, x=x, h0=h0, w_ih=w_ih, w_hh=w_hh, y=y, gates=gates,
         dx=dx, dh0=dh0, dw_ih=dw_ih, dw_hh=dw_hh, db_ih=db_ih, db_hh=db_hh,
     )  # fmt: skip

@@ -1,9 +1,8 @@
-"""Around the Triton kernels: a call's plan, its rows, and the products outside the time loop."""
+"""Around the Triton kernels: a call's plan and its launch."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import Any
 
 import torch
@@ -87,85 +86,3 @@ def launch(kernel: Any, spread: Plan, batch: int, device: torch.device, *argumen
     """Run a kernel for every sequence, on the device's current stream."""
     with on_device(device):
         kernel[(-(-batch // spread.rows),)](*arguments, num_warps=spread.warps)
-
-
-def tf32() -> bool:
-    """Whether torch's switch for recurrent layers allows TF32 in float32 products."""
-    rnn: Any = torch.backends.cudnn.rnn
-    return rnn.fp32_precision == "tf32"
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product. In float32 TF32 needs both of torch's switches.
-
-    They are the one of products and the one of recurrent layers. Both hold for the whole process,
-    so neither is changed here; float64 is exact whatever they say.
-    """
-    matmul: Any = torch.backends.cuda.matmul
-    if a.dtype == torch.float32 and matmul.fp32_precision == "tf32" and not tf32():
-        return (a.double() @ b.double()).float()
-    return a @ b
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Where the rows of a sequence's steps lie.
-
-    Args:
-        steps: T.
-        batch: B.
-        offsets: packed: each time's first row, int64 [T + 10], five more at either end; or None.
-        lengths: packed: each sequence's steps, int32 [B]; or None.
-    """
-
-    steps: int
-    batch: int
-    offsets: Tensor | None = None
-    lengths: Tensor | None = None
-
-    @classmethod
-    def of(cls, x: Tensor, batch: int, batch_sizes: Tensor | None) -> Rows:
-        """Rows of x [N, ...]; copies a packed layout to its device without waiting for it."""
-        if batch_sizes is None:
-            return cls(x.shape[0] // max(batch, 1), batch)
-        steps = batch_sizes.shape[0]
-        offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (6, 4))
-        offsets[-4:] = x.shape[0]
-        below = torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
-        lengths = (steps - below).to(torch.int32)
-        offsets = offsets.to(x.device, non_blocking=True)
-        return cls(steps, batch, offsets, lengths.to(x.device, non_blocking=True))
-
-    def first(self, rows: Tensor, reverse: bool) -> Tensor:
-        """The row of each sequence's first step on its way, [B, ...]."""
-        b = self.batch
-        if not reverse:
-            return rows[:b]
-        if self.offsets is None:
-            return rows[-b:]
-        assert self.lengths is not None
-        last = self.offsets[5:][self.lengths.long() - 1]
-        return rows[last + torch.arange(b, device=rows.device)]
-
-    def recurrent_gradient(self, dgates: Tensor, h0: Tensor, y: Tensor, reverse: bool) -> Tensor:
-        """dgates^T h', with h' [N, H] the state before each row: h0, or a row of y."""
-        if self.offsets is None:
-            b = self.batch
-            if reverse:
-                first, rest, before = dgates[-b:], dgates[:-b], y[b:]
-            else:
-                first, rest, before = dgates[:b], dgates[b:], y[:-b]
-            return product(first.t(), h0) + product(rest.t(), before)
-        n = y.shape[0]
-        starts = self.offsets[5:-4]  # [T + 1]
-        time = torch.repeat_interleave(starts.diff(), output_size=n)
-        b_of_row = torch.arange(n, device=y.device) - starts[time]
-        assert self.lengths is not None
-        if reverse:
-            inside = time + 1 < self.lengths[b_of_row]
-            index = starts[time + 1] + b_of_row
-        else:
-            inside = time > 0
-            index = self.offsets[4:][time] + b_of_row
-        index = torch.where(inside, index, n + b_of_row)
-        return product(dgates.t(), torch.cat((y, h0))[index])

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from . import rnn_launch
-from .rnn_launch import Rows, on_device, product
+from .rnn_launch import on_device
 from .rnn_triton import INTERPRETED
+from .rows import Rows, product, tf32
 from .step_triton import StepPlan, backward_kernel, forward_kernel
 
 # A wider input is projected for all steps at once: inside a step, its columns are on the chain.
@@ -50,7 +51,7 @@ def choose_step(
 def step_plan(hidden_size: int, batch: int, like: Tensor) -> StepPlan:
     """The plan on the device and in the dtype of `like`; TF32 as torch's recurrent layers."""
     sms, lanes = rnn_launch.processor(like)
-    return choose_step(hidden_size, batch, like.dtype, sms, lanes, rnn_launch.tf32())
+    return choose_step(hidden_size, batch, like.dtype, sms, lanes, tf32())
 
 
 def launch_steps(
