@@ -162,5 +162,6 @@ def gru_backward(
     else:
         dh = steps_backward(rows, dy, None, w_hh, h0, y, gates, dh_n, dgates, reverse)
         dh0 = (dh + product(rows.first(dgates[:, h:], reverse), w_hh)).to(dh_n.dtype)
-    dx, *weights = rows.gru_gradients(dgates, x, h0, y, w_ih, reverse, need_dx)
-    return dx, dh0, *weights
+    gradients = rows.gru_gradients(dgates, x, h0, y, w_ih, reverse, need_dx)
+    dx, dw_ih, dw_hh, db_ih, db_hh = gradients
+    return dx, dh0, dw_ih, dw_hh, db_ih, db_hh
