@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastrnn import pixels
+from fastrnn import holes, inpainting, pixels
 from fastrnn.models import PixelModel
 
 from .measure import relative_error
@@ -81,36 +81,9 @@ class Vendor:
         self.draw(uniforms.flatten(0, 1), logits[:, -1].repeat_interleave(samples, 0), state)
 
 
-def fillings(model: PixelModel, images: Tensor, holes: Tensor) -> Tensor:
-    """Log-likelihoods [N, 2^k] of images [N, P] with every filling of rising holes [N, k].
-
-    What comes before a hole is read once for all that follows: two states leave each hole.
-    """
-    count, k = holes.shape
-    _, state = pixels.advance(model, images, lengths=holes[:, 0])
-    ends = torch.cat([holes[:, 1:], holes.new_full((count, 1), images.shape[1])], 1)
-    for hole, end in zip(holes.t(), ends.t(), strict=True):
-        lengths = end - hole
-        reach = hole[:, None] + torch.arange(int(lengths.max()))
-        known = images.gather(1, reach.clamp(max=images.shape[1] - 1))
-        branches = len(state.logit) // count * 2
-        read = known.repeat_interleave(branches, 0)
-        read[:, 0] = torch.arange(len(read)) % 2
-        lengths = lengths.repeat_interleave(branches)
-        state = pixels.advance(model, read, state.repeat(2), lengths)[1]
-    return state.log_likelihood.view(count, 2**k)
-
-
-def square_holes(count: int, generator: torch.Generator) -> Tensor:
-    """Places [count, 4] of 2 × 2 holes around the middle."""
-    place = torch.randn(count, 2, generator=generator) * 3 + SIDE / 2 - 0.5
-    row, column = place.round().long().clamp(0, SIDE - 2).unbind(1)
-    corner = (row * SIDE + column).clamp(min=1)[:, None]
-    return corner + torch.tensor([0, 1, SIDE, SIDE + 1])
-
-
-def filled(images: Tensor, holes: Tensor) -> Tensor:
-    """Images [N * 2^k, P] with every filling of their holes."""
+def filled(images: Tensor, hidden: Tensor) -> Tensor:
+    """Images [N * 2^k, P] with every filling of their k hidden pixels each."""
+    holes = hidden.nonzero()[:, 1].view(len(images), -1)
     k = holes.shape[1]
     each = torch.arange(2**k)[:, None] >> torch.arange(k - 1, -1, -1) & 1
     rows = images.repeat_interleave(2**k, 0)
@@ -151,14 +124,18 @@ def scoring(model: PixelModel, count: int) -> list[Peer]:
     vendor = Vendor(model)
     generator = torch.Generator().manual_seed(2)
     images = (torch.rand(count, PIXELS, generator=generator) < 0.2).to(torch.uint8)
-    holes = square_holes(count, generator)
+    hidden = holes.generate(images, SIDE, SIDE, "square", seed=2).hidden
     few = min(count, 64)
-    candidates = filled(images[:few], holes[:few])
-    forked = fillings(model, images[:few], holes[:few]).flatten()
-    require_agreement("scoring", forked, vendor.score(candidates))
-    require_agreement("scoring from the start", pixels.score(model, candidates), forked)
+    candidates = filled(images[:few], hidden[:few])
+    _, likeliest = inpainting.by_likelihood(model, images[:few], hidden[:few])
+    each = vendor.score(candidates)
+    require_agreement("scoring", likeliest, each.view(few, -1).amax(1))
+    require_agreement("scoring from the start", pixels.score(model, candidates), each)
     return [
-        Peer("fastrnn, forked at each hole", lambda: fillings(model, images, holes)),
+        Peer(
+            "fastrnn, forked at each hole",
+            lambda: inpainting.by_likelihood(model, images, hidden),
+        ),
         Peer("fastrnn, from the start", lambda: pixels.score(model, candidates), few / count),
         Peer("torch.nn, from the start", lambda: vendor.score(candidates), few / count),
     ]

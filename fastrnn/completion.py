@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -81,16 +79,6 @@ def checked_lengths(text: str | None, dataset: data.Dataset) -> tuple[int, ...]:
             f"{','.join(map(str, LENGTHS[dataset.name]))}"
         )
     return tuple(sorted(found))
-
-
-def check(images: int, samples: int, seed: int, dataset: data.Dataset) -> None:
-    """Raises ConfigError if there are not so many images, or a number is not one."""
-    if not 1 <= images <= len(dataset.test):
-        raise ConfigError(f"--images is {images}; expected 1 to {len(dataset.test)}, the test set")
-    if samples < 1:
-        raise ConfigError(f"--samples is {samples}; expected 1 or more")
-    if not 0 <= seed < 1 << 63:
-        raise ConfigError(f"--seed is {seed}; expected 0 or more, in 63 bits")
 
 
 @torch.no_grad()
@@ -179,21 +167,19 @@ def write(
     masked[:, known:] = -1
     completed = done.images[:, None].repeat(1, done.samples.shape[1], 1)
     completed[:, :, known:] = done.samples
-    arrays: dict[str, Any] = {
-        "rows": done.rows.numpy(),
-        "labels": done.labels.numpy(),
-        "images": done.images.numpy(),
-        "masked": masked.numpy(),
-        "samples": completed.numpy(),
-        "logits": done.logits.numpy(),
-        "true_logits": done.true_logits.numpy(),
-        "lengths": torch.tensor(lengths).numpy(),
-        "sample_nats": sampled.numpy(),
-        "true_nats": true.numpy(),
-    }
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    runs.write(folder / "completions.npz", content.getvalue())
+    runs.write_arrays(
+        folder / "completions.npz",
+        rows=done.rows,
+        labels=done.labels,
+        images=done.images,
+        masked=masked,
+        samples=completed,
+        logits=done.logits,
+        true_logits=done.true_logits,
+        lengths=lengths,
+        sample_nats=sampled,
+        true_nats=true,
+    )
     runs.write_csv(
         folder / "images.csv",
         [

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 class RunError(Exception):
     """A run's folder cannot be used; the message is one line that says why and what to do."""
@@ -59,6 +61,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON value, indented."""
     write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes an .npz file, compressed; arrays are NumPy's or tensors on the CPU."""
+    content = io.BytesIO()
+    plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez_compressed(content, **plain)
+    write(path, content.getvalue())
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Fixtures that several test modules share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests import oracle
+from tests import command, oracle
 
 
 @pytest.fixture
@@ -28,3 +29,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces each CPU backend in turn, the native one at each instruction set."""
     with oracle.forced(request.param):
         yield request.param
+
+
+@pytest.fixture
+def fastrnn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in an empty folder; (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("FASTRNN_DATA", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = command.run(*arguments)
+        return status, *capsys.readouterr()
+
+    return run

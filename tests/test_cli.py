@@ -11,37 +11,18 @@ import time
 import pytest
 import torch
 
-from fastrnn import __version__, backend_info, checkpoints, cli
+from fastrnn import __version__, backend_info, checkpoints
 from fastrnn.tasks.classification import TASK
+from tests import command
 
 TINY = ["--dataset", "digits", "--hidden-size", "4", "--epochs", "2", "--batch-size", "200"]
-
-
-@pytest.fixture
-def fastrnn(monkeypatch, capsys, tmp_path):
-    """Runs a command in an empty folder; (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.delenv("FASTRNN_DATA", raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastrnn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that reached its end."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fastrnn", "train", "classification", *TINY, f"--out={folder}"])
-        with pytest.raises(SystemExit):
-            cli.main()
+    assert command.run("train", "classification", *TINY, "--out", folder) == 0
     return folder
 
 
@@ -157,8 +138,8 @@ class TestErrors:
             copy.parent.mkdir(parents=True, exist_ok=True)
             content = (finished / name).read_bytes()
             copy.write_bytes(content if name == "config.json" else content[:-1])
-        for command in (["evaluate"], ["train", "classification", "--resume"]):
-            status, _, err = fastrnn(*command, tmp_path / "run")
+        for arguments in (["evaluate"], ["train", "classification", "--resume"]):
+            status, _, err = fastrnn(*arguments, tmp_path / "run")
             assert (status, err.count("\n")) == (2, 1)
             assert "safetensors is damaged" in err
 

@@ -2,14 +2,13 @@
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastrnn import cli, data, plots
+from fastrnn import data, plots
 from fastrnn.config import Config
 from fastrnn.tasks.pixel_prediction import TASK
 
@@ -28,22 +27,6 @@ RECIPES["best-gru-3x32"] = ("GRU", 3, 32)
 @pytest.fixture(scope="module")
 def digits():
     return data.load("digits", None)
-
-
-@pytest.fixture
-def fastrnn(monkeypatch, capsys, tmp_path):
-    """Runs a command in an empty folder; (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastrnn", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        captured = capsys.readouterr()
-        return exit.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 class TestPresets:

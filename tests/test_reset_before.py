@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
 import torch
 from torch import nn
 
-from fastrnn import cli, data, training
+from fastrnn import data, training
 from fastrnn.config import Config, ConfigError
 from fastrnn.models import INITIALISATIONS
 from fastrnn.reset_before import GRUResetBefore
@@ -106,11 +105,7 @@ def test_runs_on_no_other_backend(digits):
         training.chosen_backend(model, config, digits)
 
 
-def test_is_chosen_on_the_command_line(monkeypatch, tmp_path):
+def test_is_chosen_on_the_command_line(fastrnn, tmp_path):
     settings = ["--dataset=digits", "--cell=gru-reset-before", "--epochs=1", "--hidden-size=4"]
-    arguments = ["train", "pixel-prediction", *settings, f"--out={tmp_path / 'run'}"]
-    monkeypatch.setattr(sys, "argv", ["fastrnn", *arguments])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    assert not exit.value.code
+    assert fastrnn("train", "pixel-prediction", *settings, "--out", "run")[0] == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["backend"] == "reference"

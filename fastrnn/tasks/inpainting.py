@@ -31,7 +31,7 @@ def _best(hidden_size: int) -> Config:
         initialisation="chrono",
         epochs=15,
         batch_size=50,
-        learning_rate=7e-3,
+        learning_rate=1e-2,
         schedule="cosine",
         warmup=0.05,
         clip=0.1,

@@ -38,12 +38,12 @@ def _best(cell: str, hidden_size: int, num_layers: int) -> Config:
         hidden_size=hidden_size,
         num_layers=num_layers,
         initialisation="chrono",
-        epochs=20,
-        batch_size=100,
-        learning_rate=5e-3,
+        epochs=15,
+        batch_size=50,
+        learning_rate=7e-3,
         schedule="cosine",
         warmup=0.05,
-        clip=100.0,
+        clip=2.0,
     )
 
 

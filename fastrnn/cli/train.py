@@ -1,9 +1,8 @@
-"""``fastrnn train | evaluate | presets | info``: arguments and printing; the work is elsewhere."""
+"""``fastrnn train`` and ``fastrnn evaluate``."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 import time
@@ -12,67 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastrnn.cli.shared import Backend, DataDir, Device, opened, restored
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastrnn.backends import Choice
     from fastrnn.config import Config
     from fastrnn.data import Dataset
     from fastrnn.runs import Run
     from fastrnn.training import Task
 
-app = typer.Typer(
-    help="LSTM and GRU, faster than torch.nn's, and tasks to train with them.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-)
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder that holds MNIST/raw, as torchvision lays it out.", show_default=False
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Backend = Annotated[str | None, typer.Option(help="auto, cpu, triton, torch or reference.")]
-
-
-def main() -> None:
-    """The console script. What a user can mend gets one line on stderr and exit status 2."""
-    from fastrnn.config import ConfigError
-    from fastrnn.data import DataError
-    from fastrnn.runs import RunError
-
-    try:
-        app()
-    except (ConfigError, DataError, RunError, OSError) as error:
-        print(f"fastrnn: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        import fastrnn
-
-        print(f"fastrnn {fastrnn.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="What to train: classification.")],
+    task: Annotated[str, typer.Argument(help="classification, pixel-prediction or inpainting.")],
     preset: Annotated[
         str | None, typer.Option(help="Named settings (fastrnn presets lists them).")
     ] = None,
@@ -83,7 +34,7 @@ def train(
     data_dir: DataDir = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch MNIST if missing.")] = False,
     pixels: Annotated[str | None, typer.Option(help="binary or grey.")] = None,
-    cell: Annotated[str | None, typer.Option(help="LSTM or GRU.")] = None,
+    cell: Annotated[str | None, typer.Option(help="LSTM, GRU or GRU-reset-before.")] = None,
     hidden_size: Annotated[int | None, typer.Option()] = None,
     num_layers: Annotated[int | None, typer.Option()] = None,
     initialisation: Annotated[
@@ -191,7 +142,7 @@ def _resume(task: Task, folder: Path, data_dir: Path | None, *, download: bool) 
     from fastrnn import training
     from fastrnn.config import ConfigError
 
-    run, stored, config = _open(folder, data_dir)
+    run, stored, config = opened(folder, data_dir)
     if stored.name != task.name:
         raise ConfigError(
             f"{folder} is a run of {stored.name}, not of {task.name}: "
@@ -201,24 +152,6 @@ def _resume(task: Task, folder: Path, data_dir: Path | None, *, download: bool) 
         print(f"{folder} is finished: fastrnn evaluate {folder}")
         return
     _train(task, config, training.load(config, download=download), run)
-
-
-def _open(folder: Path, data_dir: Path | None, **others: str | None) -> tuple[Run, Task, Config]:
-    """A run, its task and its settings, with what may differ from the first start."""
-    from fastrnn import tasks
-    from fastrnn.config import Config, ConfigError
-    from fastrnn.runs import Run, RunError
-
-    run, content = Run.open(folder)
-    task = tasks.get(content["task"])
-    try:
-        config = Config.from_json(content["settings"])
-    except (ConfigError, KeyError, TypeError) as error:
-        raise RunError(f"{folder / 'config.json'} is damaged ({error}): start a new run") from None
-    given: dict[str, Any] = {k: value for k, value in others.items() if value is not None}
-    if data_dir is not None:
-        given["data_dir"] = str(data_dir.absolute())
-    return run, task, dataclasses.replace(config, **given)
 
 
 def _train(task: Task, config: Config, data: Dataset, run: Run) -> None:
@@ -250,7 +183,6 @@ def _figures(values: Mapping[str, Any], prefix: str) -> str:
     )
 
 
-@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -259,114 +191,13 @@ def evaluate(
     backend: Backend = None,
 ) -> None:
     """Measure the weights of a run that were best on validation."""
-    from fastrnn import checkpoints, training
+    from fastrnn import tasks, training
     from fastrnn.config import ConfigError
 
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"--split is {split!r}; expected train, validation or test")
-    found, task, config = _open(run, data_dir, device=device, backend=backend)
-    data = training.load(config)
-    weights, _ = checkpoints.read(found.best)
-    model = training.restored(task, config, data, weights)
+    task, config, data, model = restored(run, data_dir, device, backend, *tasks.NAMES)
     with training.forced(config):
         training.chosen_backend(model, config, data)
         figures = training.evaluate(task, model, getattr(data, split), config)
     print(_figures({f"{split}_{name}": value for name, value in figures.items()}, split))
-
-
-@app.command()
-def presets() -> None:
-    """List the named settings."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from fastrnn import tasks
-
-    for name in tasks.NAMES:
-        table = Table(title=name, title_justify="left")
-        for column in (
-            "preset",
-            "layers × H",
-            "pixels",
-            "batch",
-            "rate",
-            "schedule",
-            "clip",
-            "init",
-            "epochs",
-        ):
-            table.add_column(column, justify="left" if column in ("preset", "init") else "right")
-        for preset, c in tasks.get(name).presets.items():
-            warmup = f", warm-up {c.warmup:.0%}" if c.warmup else ""
-            table.add_row(
-                preset,
-                f"{c.cell} {c.num_layers} × {c.hidden_size}",
-                c.pixels + (f", {c.input_dropout:.0%} dropped" if c.input_dropout else ""),
-                str(c.batch_size),
-                f"{c.learning_rate:g}",
-                c.schedule + warmup,
-                f"{c.clip:g}" if c.clip else "",
-                c.initialisation,
-                str(c.epochs),
-            )
-        Console(highlight=False).print(table)
-
-
-@app.command()
-def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    explain: Annotated[
-        str | None, typer.Option(help="LSTM or GRU: the backend that a call would take, and why.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=0)] = 200,
-    hidden: Annotated[int, typer.Option(min=1)] = 128,
-    input_size: Annotated[int, typer.Option("--input", min=1)] = 1,
-    steps: Annotated[int, typer.Option(min=1)] = 784,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option()] = "cpu",
-    training: Annotated[bool, typer.Option(help="Whether gradients are asked for.")] = False,
-) -> None:
-    """Tell which backends are available, and which one a call would take."""
-    from fastrnn import backends
-
-    if explain is None:
-        facts = backends.backend_info()
-        print(json.dumps(facts, indent=2) if as_json else _described(facts))
-        return
-    choice = _explained(
-        explain.upper(),
-        dtype,
-        batch=batch,
-        hidden_size=hidden,
-        input_size=input_size,
-        steps=steps,
-        device=device,
-        training=training,
-    )
-    print(json.dumps(choice._asdict()) if as_json else f"{choice.backend}: {choice.reason}")
-
-
-def _explained(cell: str, dtype: str, **call: Any) -> Choice:
-    import torch
-
-    from fastrnn import backends
-    from fastrnn.config import ConfigError
-
-    if cell not in ("LSTM", "GRU"):
-        raise ConfigError(f"--explain is {cell!r}; expected LSTM or GRU")
-    if dtype not in ("float32", "float64", "bfloat16", "float16"):
-        raise ConfigError(f"--dtype is {dtype!r}; expected float32, float64, bfloat16 or float16")
-    try:
-        return backends.explain(cell, dtype=getattr(torch, dtype), **call)
-    except (RuntimeError, ValueError) as error:  # no such device; the forced backend cannot
-        raise ConfigError(str(error).splitlines()[0]) from None
-
-
-def _described(facts: dict[str, Any]) -> str:
-    """backend_info() as lines to read."""
-    lines = [f"{name}: {value}" for name, value in facts.items() if name != "backends"]
-    for name, backend in facts["backends"].items():
-        state = "available" if backend["available"] else f"not available: {backend['reason']}"
-        others = [f"{k} {v}" for k, v in backend.items() if k not in ("available", "reason")]
-        lines.append(f"backend {name}: {', '.join([state, *others])}")
-    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""``fastrnn``: arguments and printing; the work is elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fastrnn.cli.complete import complete
+from fastrnn.cli.info import info, presets
+from fastrnn.cli.inpaint import inpaint
+from fastrnn.cli.train import evaluate, train
+
+app = typer.Typer(
+    help="LSTM and GRU, faster than torch.nn's, and tasks to train with them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+for command in (train, evaluate, complete, inpaint, presets, info):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import fastrnn
+
+        print(f"fastrnn {fastrnn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script. What a user can mend gets one line on stderr and exit status 2."""
+    from fastrnn.config import ConfigError
+    from fastrnn.data import DataError
+    from fastrnn.runs import RunError
+
+    try:
+        app()
+    except (ConfigError, DataError, RunError, OSError) as error:
+        print(f"fastrnn: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,102 @@
+"""Images with holes: generated with a seed, or read from a file of the user's.
+
+A file holds one array [2, N, P]: images whose hidden pixels are -1, and the same images whole.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrnn.data import DataError
+
+SIDES = {"pixel": 1, "square": 2}  # of a generated hole
+SPREAD = 3 / 28  # standard deviation of a hole's place, as a share of the image's side
+
+
+@dataclass(frozen=True)
+class Holes:
+    """N images of P pixels with holes.
+
+    Attributes:
+        truth: [N, P] uint8 of 0 and 1.
+        hidden: [N, P] bool.
+    """
+
+    truth: Tensor
+    hidden: Tensor
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def array(self) -> np.ndarray:
+        """[2, N, P] int8, as files have it."""
+        truth = self.truth.to(torch.int8)
+        return torch.stack([truth.masked_fill(self.hidden, -1), truth]).numpy()
+
+
+def generate(truth: Tensor, height: int, width: int, kind: str, seed: int) -> Holes:
+    """One hole in each of the images [N, P], a pixel or a 2 x 2 square, near the centre.
+
+    Row and column of a hole's middle are from a normal distribution around the image's, on MNIST
+    N(13.5, 3), and the hole is moved inside where it leaves the image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = SIDES[kind]
+    corners = []
+    for side in (height, width):
+        middle = (side - 1) / 2 + SPREAD * side * torch.randn(len(truth), generator=generator)
+        corners.append((middle - (size - 1) / 2).round().long().clamp(0, side - size))
+    hidden = torch.zeros(len(truth), height, width, dtype=torch.bool)
+    image = torch.arange(len(truth))
+    for down in range(size):
+        for right in range(size):
+            hidden[image, corners[0] + down, corners[1] + right] = True
+    return Holes(truth, hidden.flatten(1))
+
+
+def read(path: Path, pixels: int) -> Holes:
+    """What a .npy file, or the only array of an .npz file, holds.
+
+    Raises:
+        DataError: the file cannot be read, or is no array [2, N, pixels] of such images.
+    """
+    try:
+        with path.open("rb") as file:
+            found = np.load(file)
+            if not isinstance(found, np.ndarray):
+                (name,) = found.files
+                found = found[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read as one array ({error}); expected .npy or .npz"
+        ) from None
+    wanted = f"[2, N, {pixels}]: images with -1 in their holes, and the same images whole"
+    if found.ndim != 3 or found.shape[0] != 2 or found.shape[1] < 1 or found.shape[2] != pixels:
+        raise DataError(f"{path} has shape {list(found.shape)}; expected {wanted}")
+    if found.dtype.kind not in "biuf":
+        raise DataError(f"{path} holds {found.dtype}; expected numbers, {wanted}")
+    masked, truth = found
+    for values, allowed in ((masked, (-1, 0, 1)), (truth, (0, 1))):
+        if (odd := values[~np.isin(values, allowed)]).size:
+            raise DataError(f"{path} holds {odd[0]}; expected {wanted}, in 0 and 1")
+    hidden = masked == -1
+    for wrong, what in (
+        (~hidden.any(1), "no hole"),
+        (hidden.all(1), "nothing but holes"),
+        (((masked != truth) & ~hidden).any(1), "known pixels that differ from the whole image's"),
+    ):
+        if wrong.any():
+            raise DataError(f"{path}: image {wrong.argmax()} has {what}; expected {wanted}")
+    return Holes(torch.from_numpy(truth.astype(np.uint8)), torch.from_numpy(hidden))
+
+
+def binarised(grey: Tensor, threshold: float) -> Tensor:
+    """Images of 0 and 1 from grey ones, 0 to 255: 1 from that share of 255 on."""
+    return (grey >= math.ceil(threshold * 255)).to(torch.uint8)

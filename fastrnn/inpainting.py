@@ -1,0 +1,216 @@
+"""In-painting: the hidden pixels of images, by a pixel model's likelihood or from both sides."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastrnn import pixels, plots, runs
+from fastrnn.holes import Holes
+from fastrnn.models import Inpainter, PixelModel
+
+WIDTH = 256  # fillings of an image that are followed: all of those of 8 holes
+BATCH = 4096  # fillings that are followed at once
+PICTURED = 12
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """N images as a model filled them.
+
+    ``nats`` are of the whole image by a pixel model, its first pixel given, and of the hidden
+    pixels alone by a model of both sides.
+
+    Attributes:
+        pixels: [N, P] uint8.
+        nats: [N] float64, of these images.
+        true_nats: [N] float64, of the true images.
+    """
+
+    pixels: Tensor
+    nats: Tensor
+    true_nats: Tensor
+
+
+@torch.no_grad()
+def fill(model: nn.Module, holes: Holes, width: int, show: Callable[[int], None]) -> Inpainted:
+    """Fills holes: see :func:`by_likelihood` and :func:`from_both_sides`.
+
+    Args:
+        model: a PixelModel or an Inpainter, in evaluation mode.
+        holes: what to fill.
+        width: fillings of an image that a PixelModel follows.
+        show: is called with the images that are done.
+    """
+    order = _order(holes)
+    device = next(model.parameters()).device
+    parts = []
+    done = 0
+    for rows in order:
+        for chunk in rows.split(max(1, BATCH // min(width, 2 ** int(holes.hidden[rows[0]].sum())))):
+            truth, hidden = holes.truth[chunk].to(device), holes.hidden[chunk].to(device)
+            if isinstance(model, Inpainter):
+                filled, nats = from_both_sides(model, truth, hidden)
+                _, true_nats = from_both_sides(model, truth, hidden, forced=True)
+            else:
+                assert isinstance(model, PixelModel)
+                filled, likelihood = by_likelihood(model, truth, hidden, width)
+                nats, true_nats = -likelihood, -pixels.score(model, truth)
+            parts.append((filled.cpu(), nats.cpu(), true_nats.cpu()))
+            done += len(chunk)
+            show(done)
+    back = torch.cat(order).argsort()
+    return Inpainted(*(torch.cat(part)[back] for part in zip(*parts, strict=True)))
+
+
+def _order(holes: Holes) -> list[Tensor]:
+    """Rows with as many holes each; where the first pixel is hidden, by themselves."""
+    kinds = holes.hidden.sum(1) * 2 + holes.hidden[:, 0]
+    return [(kinds == kind).nonzero()[:, 0] for kind in kinds.unique()]
+
+
+@torch.no_grad()
+def by_likelihood(
+    model: PixelModel, images: Tensor, hidden: Tensor, width: int = WIDTH
+) -> tuple[Tensor, Tensor]:
+    """The likeliest filling of each image.
+
+    What comes before a hole is read once for all that follows: two states leave each hole, and of
+    more than ``width`` the likeliest so far are followed. With 2^k <= width all fillings are scored
+    and the result is exact; otherwise this is a beam search. A hidden first pixel, for which the
+    model has no odds, is as likely 0 as 1.
+
+    Args:
+        model: the model.
+        images: [N, P] uint8; hidden pixels are not looked at.
+        hidden: [N, P] bool, k in each row; the first pixel in all rows or in none.
+        width: of the beam.
+
+    Returns:
+        The filled images [N, P], and their log-likelihoods [N] float64 in nats.
+    """
+    count, size = images.shape
+    holes = hidden.nonzero()[:, 1].view(count, -1)
+    ends = torch.cat([holes[:, 1:], holes.new_full((count, 1), size)], 1)
+    state = None
+    if not hidden[0, 0]:
+        state = pixels.advance(model, images, lengths=holes[:, 0])[1]
+    chosen = images.new_zeros(count, 1, 0)  # [N, branches, holes so far]
+    for hole, end in zip(holes.t(), ends.t(), strict=True):
+        branches = chosen.shape[1] * 2
+        values = torch.arange(branches, device=images.device).to(images.dtype) % 2
+        chosen = torch.cat(
+            [chosen.repeat_interleave(2, 1), values.expand(count, -1)[:, :, None]], 2
+        )
+        reach = hole[:, None] + torch.arange(int((end - hole).max()), device=images.device)
+        after = images.gather(1, reach.clamp(max=size - 1)).repeat_interleave(branches, 0)
+        after[:, 0] = chosen[:, :, -1].flatten()
+        lengths = (end - hole).repeat_interleave(branches)
+        forks = state and state.repeat(2)
+        state = pixels.advance(model, after, forks, lengths)[1]
+        if branches > width:
+            kept = state.log_likelihood.view(count, branches).topk(width, 1).indices
+            chosen = chosen.gather(1, kept[:, :, None].expand(-1, -1, chosen.shape[2]))
+            first = torch.arange(count, device=images.device)[:, None] * branches
+            state = state.select((kept + first).flatten())
+    assert state is not None
+    likelihood, best = state.log_likelihood.view(count, -1).max(1)
+    values = chosen[torch.arange(count, device=images.device), best]
+    return images.scatter(1, holes, values), likelihood
+
+
+@torch.no_grad()
+def from_both_sides(
+    model: Inpainter, images: Tensor, hidden: Tensor, *, forced: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Fills one hole of each image after the other, first where the model is surest.
+
+    Args:
+        model: the model.
+        images: [N, P] uint8; hidden pixels are not looked at, unless forced.
+        hidden: [N, P] bool.
+        forced: fill with what the images have there, to find its likelihood.
+
+    Returns:
+        The filled images [N, P], and the nats [N] float64 of what was filled, each pixel's given
+        those before it.
+    """
+    left = hidden.clone()
+    filled = images.masked_fill(hidden, 0)
+    nats = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    while (rows := left.any(1).nonzero()[:, 0]).numel():
+        logits = model(filled[rows].t().float(), left[rows].t()).t()
+        place = logits.abs().masked_fill(~left[rows], -1).argmax(1)
+        logit = logits.gather(1, place[:, None])[:, 0].double()
+        value = images[rows, place] if forced else (logit > 0).to(images.dtype)
+        filled[rows, place] = value
+        left[rows, place] = False
+        nats[rows] += functional.binary_cross_entropy_with_logits(
+            logit, value.double(), reduction="none"
+        )
+    return filled, nats
+
+
+def figures(holes: Holes, found: Inpainted) -> dict[str, float]:
+    """Shares of images and of hidden pixels that are right, and mean nats of an image."""
+    wrong = found.pixels != holes.truth
+    return {
+        "exact_accuracy": 1 - wrong.any(1).double().mean().item(),
+        "pixel_accuracy": 1 - (wrong.sum() / holes.hidden.sum()).item(),
+        "inpainted_nats": found.nats.mean().item(),
+        "true_nats": found.true_nats.mean().item(),
+    }
+
+
+def write(
+    folder: Path, holes: Holes, found: Inpainted, shape: tuple[int, int], facts: Mapping[str, Any]
+) -> None:
+    """Fills a folder with arrays, a table, pictures and, with the facts in it, summary.json.
+
+    ::
+
+        holes.npy                  [2, N, P] int8: images with -1 in their holes, and whole
+        inpainted.npz              truth, hidden, inpainted, nats, true_nats
+        images.csv                 holes, right ones and nats by image
+        right.png wrong.png        some of the images, if there are any
+    """
+    content = io.BytesIO()
+    np.save(content, holes.array())
+    runs.write(folder / "holes.npy", content.getvalue())
+    runs.write_arrays(
+        folder / "inpainted.npz",
+        truth=holes.truth,
+        hidden=holes.hidden,
+        inpainted=found.pixels,
+        nats=found.nats,
+        true_nats=found.true_nats,
+    )
+    wrong = (found.pixels != holes.truth).sum(1)
+    hidden = holes.hidden.sum(1)
+    runs.write_csv(
+        folder / "images.csv",
+        [
+            {
+                "image": image,
+                "holes": int(hidden[image]),
+                "right": int(hidden[image] - wrong[image]),
+                "nats": found.nats[image].item(),
+                "true_nats": found.true_nats[image].item(),
+            }
+            for image in range(len(holes))
+        ],
+    )
+    for name, chosen in (("right", wrong == 0), ("wrong", wrong > 0)):
+        if len(rows := chosen.nonzero()[:PICTURED, 0]):
+            parts = (holes.truth, holes.hidden, found.pixels)
+            figure = plots.inpainted(*(part[rows].view(-1, *shape) for part in parts))
+            plots.save(figure, folder / f"{name}.png")
+    runs.write_json(folder / "summary.json", {**facts, **figures(holes, found)})

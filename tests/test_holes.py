@@ -1,0 +1,102 @@
+"""Images with holes: where they are made, and what a file of the user's may hold."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastrnn import holes
+from fastrnn.data import DataError
+
+TRUTH = (torch.arange(5000 * 9) % 2).view(5000, 9).to(torch.uint8)
+
+
+class TestGenerated:
+    @pytest.mark.parametrize(("kind", "side"), holes.SIDES.items())
+    def test_one_square_in_each_image(self, kind, side):
+        made = holes.generate(TRUTH, 3, 3, kind, seed=0)
+        assert torch.equal(made.truth, TRUTH)
+        hidden = made.hidden.view(-1, 3, 3)
+        for lines in (hidden.any(1), hidden.any(2)):  # columns, rows
+            assert lines.sum(1).eq(side).all()
+            assert (lines[:, :-1] & lines[:, 1:]).sum(1).eq(side - 1).all()  # neighbours
+        assert hidden.sum((1, 2)).eq(side**2).all()
+        assert len(hidden.flatten(1).unique(dim=0)) == (4 - side) ** 2  # everywhere
+
+    @pytest.mark.parametrize(("kind", "side"), holes.SIDES.items())
+    def test_places_are_normal_around_the_centre(self, kind, side):
+        made = holes.generate(torch.zeros(20000, 784, dtype=torch.uint8), 28, 28, kind, seed=0)
+        hidden = made.hidden.view(-1, 28, 28)
+        for lines in (hidden.any(1), hidden.any(2)):
+            middle = lines.double().argmax(1).double() + (side - 1) / 2
+            assert middle.mean().item() == pytest.approx(13.5, abs=0.1)
+            assert middle.std().item() == pytest.approx(3, abs=0.1)
+
+    def test_the_seed_chooses_the_places(self):
+        first, again, other = (holes.generate(TRUTH, 3, 3, "square", seed) for seed in (1, 1, 2))
+        assert torch.equal(first.hidden, again.hidden)
+        assert not torch.equal(first.hidden, other.hidden)
+
+
+def _array(kind=np.int8):
+    truth = np.array([[1, 0, 1, 1], [0, 0, 1, 0]])
+    masked = np.where([[0, 1, 0, 0], [1, 0, 0, 1]], -1, truth)
+    return np.stack([masked, truth]).astype(kind)
+
+
+def _changed(place, value):
+    array = _array(np.float64)
+    array[place] = value
+    return array
+
+
+class TestFile:
+    @pytest.mark.parametrize("kind", [np.int8, np.int64, np.float32])
+    @pytest.mark.parametrize("name", ["holes.npy", "holes.npz"])
+    def test_is_read(self, tmp_path, kind, name):
+        (np.save if name.endswith("npy") else np.savez)(tmp_path / name, _array(kind))
+        found = holes.read(tmp_path / name, 4)
+        assert found.truth.tolist() == [[1, 0, 1, 1], [0, 0, 1, 0]]
+        assert found.hidden.tolist() == [[False, True, False, False], [True, False, False, True]]
+        assert np.array_equal(found.array(), _array())
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (_array()[:, :, :3], r"has shape \[2, 2, 3\]; expected \[2, N, 4\]"),
+            (_array()[0], r"has shape \[2, 4\]"),
+            (_array()[:, :0], r"has shape \[2, 0, 4\]"),
+            (_array().astype(str), "holds <U"),
+            (_array().astype(object), "cannot be read"),
+            (_changed((0, 0, 0), 2), "holds 2.0; expected"),
+            (_changed((1, 0, 0), -1), "holds -1.0; expected"),
+            (_changed((1, 0, 0), 0.5), "holds 0.5; expected"),
+            (_changed((0, 1, 1), np.nan), "holds nan; expected"),
+            (_changed((0, 1), [0, 0, 1, 0]), "image 1 has no hole"),
+            (_changed((0, 0), -1), "image 0 has nothing but holes"),
+            (_changed((0, 0, 3), 0), "image 0 has known pixels that differ"),
+        ],
+        ids=lambda v: v if isinstance(v, str) else "",
+    )
+    def test_others_are_refused(self, tmp_path, array, message):
+        np.save(tmp_path / "holes.npy", array, allow_pickle=True)
+        with pytest.raises(DataError, match=message):
+            holes.read(tmp_path / "holes.npy", 4)
+
+    @pytest.mark.parametrize("content", [None, b"", b"-1 0 1\n", b"PK\x03\x04 cut", b"\x93NUMPY"])
+    def test_what_is_no_array_is_refused(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / "holes.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"holes.npy cannot be read as one array"):
+            holes.read(tmp_path / "holes.npy", 4)
+
+    def test_two_arrays_are_refused(self, tmp_path):
+        np.savez(tmp_path / "holes.npz", _array(), _array())
+        with pytest.raises(DataError, match="cannot be read as one array"):
+            holes.read(tmp_path / "holes.npz", 4)
+
+
+def test_binarised_from_a_share_of_white_on():
+    grey = torch.tensor([[0, 25, 26, 76, 77, 255]], dtype=torch.uint8)
+    assert holes.binarised(grey, 0.1).tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert holes.binarised(grey, 0.3).tolist() == [[0, 0, 0, 0, 1, 1]]
+    assert holes.binarised(grey, 1.0).tolist() == [[0, 0, 0, 0, 0, 1]]
