@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
@@ -145,6 +146,25 @@ class Run:
         if not isinstance(config, dict) or not isinstance(config.get("task"), str):
             raise RunError(f"{path} is damaged (it names no task): start a new run")
         return cls(folder), config
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps the run for this process, until the block or the process ends.
+
+        Raises:
+            RunError: another process has it.
+        """
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.folder} is being trained by another process: wait for it, or stop it"
+                ) from None
+            yield
+        finally:
+            os.close(folder)
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Writes metrics.csv; all rows have the same columns."""

@@ -12,11 +12,9 @@ import contextlib
 import dataclasses
 import math
 import platform
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,6 +24,7 @@ import fastrnn
 from fastrnn import backends, checkpoints, data, reset_before
 from fastrnn.checkpoints import State
 from fastrnn.config import Config, ConfigError
+from fastrnn.interrupts import Interrupted, Signals
 from fastrnn.runs import Run, RunError
 
 if TYPE_CHECKING:
@@ -63,42 +62,6 @@ class Task(Protocol):
         self, model: nn.Module, dataset: data.Dataset, config: Config
     ) -> dict[str, Figure]:
         """Pictures of the result on the test set, by file name."""
-
-
-class Interrupted(Exception):
-    """The user, or the system, asked the run to stop; its state is on disk."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
-
-
-class Signals:
-    """Keeps SIGINT and SIGTERM until the loop reaches a place where its state is whole.
-
-    A second signal acts at once.
-    """
-
-    def __enter__(self) -> Signals:
-        self._received = 0
-        self._previous = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        self.__exit__()
-
-    def check(self) -> None:
-        """Raises Interrupted if a signal has come."""
-        if self._received:
-            raise Interrupted(self._received)
 
 
 def _add(totals: dict[str, Tensor], figures: Mapping[str, Tensor]) -> None:
@@ -371,11 +334,12 @@ def train(
     Raises:
         ConfigError: the backend that is forced cannot run the model.
         Interrupted: a signal came; the run goes on from this very step when it is resumed.
-        RunError: the checkpoint is damaged, or the loss is no longer finite.
+        RunError: the checkpoint is damaged, the loss is no longer finite, or another process trains
+            this run.
     """
     from fastrnn import plots
 
-    with forced(config):
+    with run.locked(), forced(config):
         training = Training(task, config, dataset, run, console)
         backend = chosen_backend(training.model, config, dataset)
         test = training.run_to_end()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastrnn import checkpoints, data, plots, training
+from fastrnn import checkpoints, data, interrupts, plots, training
 from fastrnn.checkpoints import State
 from fastrnn.config import Config, ConfigError
 from fastrnn.runs import Run, RunError, write
@@ -270,7 +270,7 @@ class TestResume:
     @pytest.mark.parametrize("call", [1, 2, 4, 9, 13], ids=lambda n: f"call {n}")
     def test_after_a_signal_goes_on_bit_for_bit(self, tmp_path, dataset, undisturbed, call, number):
         """An epoch has three steps and a validation (call 4); call 13 is in the final test."""
-        with pytest.raises(training.Interrupted, match=number.name):
+        with pytest.raises(interrupts.Interrupted, match=number.name):
             _train(tmp_path / "run", dataset, task=_Stopping(call, number))
         assert _outcome(_train(tmp_path / "run", dataset)) == _outcome(undisturbed)
 
@@ -281,6 +281,14 @@ class TestResume:
         assert result.returncode == 0, result.stderr
         files = 1 + 4 + 2 * 3 + 3  # settings; a checkpoint each step; an epoch's three; the end's
         assert int(result.stdout) >= 3 * files
+
+
+def test_a_run_is_trained_once_at_a_time(tmp_path, dataset):
+    run = Run.create(tmp_path / "run", {"task": TASK.name})
+    with run.locked(), pytest.raises(RunError, match="is being trained by another process"):
+        _train(run.folder, dataset)
+    assert not run.last.exists()
+    assert _train(run.folder, dataset).last.exists()
 
 
 def _in_child(*work) -> int:

@@ -159,12 +159,13 @@ def _train(task: Task, config: Config, data: Dataset, run: Run) -> None:
     from rich.console import Console
 
     from fastrnn import training
+    from fastrnn.interrupts import Interrupted
 
     console = Console(highlight=False)
     console.print(f"{task.name} on {data.name}: {run.folder}", soft_wrap=True)
     try:
         summary = training.train(task, config, data, run, console, shlex.join(sys.argv))
-    except training.Interrupted as stop:
+    except Interrupted as stop:
         print(f"{stop}; to continue: fastrnn train {task.name} --resume {run.folder}")
         raise typer.Exit(128 + stop.number) from None
     print(
