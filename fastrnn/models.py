@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import fastrnn
 from fastrnn import reset_before
@@ -74,8 +75,8 @@ class PixelModel(nn.Module):
 class Inpainter(nn.Module):
     """The odds of hidden pixels, from the known ones on both sides.
 
-    A recurrent layer in each direction reads the pixels' values and which of them are hidden; 100
-    rectified units and a logit follow on both states of a pixel.
+    A recurrent layer in each direction reads, at each pixel, its value and those above and below,
+    and which of the three are hidden; 100 rectified units and a logit follow on both states.
 
     Args:
         height, width: of an image, in pixels; P = height * width.
@@ -94,7 +95,7 @@ class Inpainter(nn.Module):
     ) -> None:
         super().__init__()
         self.height, self.width = height, width
-        self.recurrent = layer(cell)(2, hidden_size, num_layers, bidirectional=True)
+        self.recurrent = layer(cell)(6, hidden_size, num_layers, bidirectional=True)
         self.head = nn.Sequential(nn.Linear(2 * hidden_size, 100), nn.ReLU(), nn.Linear(100, 1))
         initialise(self.recurrent, self.head, initialisation)
 
@@ -103,7 +104,10 @@ class Inpainter(nn.Module):
 
         hidden [P, B] is bool.
         """
-        output, _ = self.recurrent(torch.stack([x * ~hidden, hidden.to(x.dtype)], 2))
+        seen = torch.stack([x * ~hidden, hidden.to(x.dtype)], 2)
+        rows = functional.pad(seen, (0, 0, 0, 0, self.width, self.width))
+        above, below = rows[: -2 * self.width], rows[2 * self.width :]
+        output, _ = self.recurrent(torch.cat([seen, above, below], 2))
         return self.head(output).squeeze(2)
 
 

@@ -48,8 +48,8 @@ class Inpainting:
         "digits": Config(
             hidden_size=32,
             initialisation="chrono",
-            epochs=30,
-            batch_size=32,
+            epochs=60,
+            batch_size=16,
             learning_rate=7e-3,
             schedule="cosine",
             warmup=0.1,

@@ -1,0 +1,105 @@
+"""The in-painting task: what is hidden, what the model may read, its figures, what it reaches."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fastrnn import data
+from fastrnn.config import Config, ConfigError
+from fastrnn.models import Inpainter
+from fastrnn.tasks import inpainting
+from fastrnn.tasks.inpainting import TASK
+from tests import oracle
+
+HEIGHT, WIDTH = 4, 5
+CONFIG = Config(dataset="digits", device="cpu")
+
+
+@pytest.fixture(params=oracle.CELLS)
+def model(request):
+    torch.manual_seed(0)
+    return Inpainter(HEIGHT, WIDTH, request.param, 6, 1, initialisation="tensorflow").eval()
+
+
+def _pixels(count):
+    return (torch.rand(HEIGHT * WIDTH, count) < 0.4).float()
+
+
+class TestModel:
+    def test_does_not_read_hidden_pixels(self, model):
+        x = _pixels(30)
+        hidden = torch.rand(HEIGHT * WIDTH, 30) < 0.3
+        assert torch.equal(model(x, hidden), model(torch.where(hidden, 1 - x, x), hidden))
+
+    @pytest.mark.parametrize("place", range(HEIGHT * WIDTH))
+    def test_reads_each_other_pixel_and_that_one_is_hidden(self, model, place):
+        """From any place, on both sides of the hole."""
+        x, hidden = _pixels(1), torch.zeros(HEIGHT * WIDTH, 1, dtype=torch.bool)
+        hidden[9] = True
+        other, also = x.clone(), hidden.clone()
+        other[place] = 1 - other[place]
+        also[place] = True
+        wanted = model(x, hidden)[9]
+        assert (model(other, hidden)[9] == wanted).all() == (place == 9)
+        assert (model(x, also)[9] == wanted).all() == (place == 9)
+
+    def test_a_step_has_the_pixels_above_and_below(self, model):
+        read: list[torch.Tensor] = []
+        model.recurrent.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        x, hidden = torch.zeros(HEIGHT * WIDTH, 1), torch.zeros(HEIGHT * WIDTH, 1, dtype=torch.bool)
+        changed = x.clone()
+        changed[WIDTH] = 1
+        model(x, hidden)
+        model(changed, hidden)
+        assert (read[0] != read[1]).nonzero().tolist() == [
+            [0, 0, 4],
+            [WIDTH, 0, 0],
+            [2 * WIDTH, 0, 2],
+        ]
+
+
+class TestPatches:
+    def test_are_of_every_size_and_near_the_centre(self):
+        torch.manual_seed(0)
+        hidden = inpainting.patches(4000, 28, 28).view(28, 28, -1).permute(2, 0, 1)
+        count = hidden.sum((1, 2))
+        assert count.min() >= 1
+        assert count.max() <= inpainting.PATCHES * 16
+        share = hidden.double().mean(0)
+        assert share[9:19, 9:19].mean() > 4 * share[:5].mean()
+        assert share.any(0).all()  # in every row and column
+        assert share.any(1).all()
+
+    def test_fit_any_image(self):
+        assert inpainting.patches(9, 4, 7).shape == (28, 9)
+
+
+class TestFigures:
+    def test_are_of_the_hidden_pixels(self, model):
+        x = _pixels(7)
+        torch.manual_seed(5)
+        found = TASK.measure(model, x[:, :, None], torch.zeros(7), CONFIG)
+        torch.manual_seed(5)
+        hidden = inpainting.patches(7, HEIGHT, WIDTH)
+        logits = model(x, hidden)
+        for i in range(7):
+            mine, truth = logits[hidden[:, i], i], x[hidden[:, i], i]
+            loss = functional.binary_cross_entropy_with_logits(mine, truth)
+            torch.testing.assert_close(found["loss"][i], loss)
+            right = ((mine > 0) == (truth > 0)).float().mean()
+            torch.testing.assert_close(found["accuracy"][i], right)
+
+    def test_grey_pixels_are_refused(self):
+        with pytest.raises(ConfigError, match="drop --pixels"):
+            TASK.model(Config(pixels="grey"), data.load("digits"))
+
+
+def test_learns_the_bundled_digits(fastrnn, tmp_path):
+    """68 % of the hidden pixels have the value that is the likelier one at their place."""
+    status, _, err = fastrnn("train", "inpainting", "--dataset", "digits", "--out", "run")
+    assert status == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_accuracy"] >= 0.79
+    assert (tmp_path / "run" / "examples.png").exists()
