@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +13,7 @@ from fastrnn.cli.shared import (
     Device,
     check_images,
     check_number,
+    command_line,
     progress,
     restored,
 )
@@ -63,7 +62,7 @@ def complete(
             "images": images,
             "samples": samples,
             "seed": seed,
-            "command": shlex.join(["fastrnn", *sys.argv[1:]]),
+            "command": command_line(),
         }
         completion.write(folder, done, lengths, (data.height, data.width), facts)
     print(

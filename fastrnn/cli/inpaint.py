@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +14,7 @@ from fastrnn.cli.shared import (
     Device,
     check_images,
     check_number,
+    command_line,
     progress,
     restored,
 )
@@ -67,7 +66,7 @@ def inpaint(
             "images": len(wanted),
             "holes": holes,
             "seconds": time.perf_counter() - start,
-            "command": shlex.join(["fastrnn", *sys.argv[1:]]),
+            "command": command_line(),
         }
         inpainting.write(folder, wanted, done, (data.height, data.width), facts)
     figures = inpainting.figures(wanted, done)

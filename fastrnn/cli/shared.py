@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -27,6 +29,11 @@ DataDir = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[str | None, typer.Option(help="auto, cpu, triton, torch or reference.")]
+
+
+def command_line() -> str:
+    """What was typed, for a summary."""
+    return shlex.join(["fastrnn", *sys.argv[1:]])
 
 
 def opened(folder: Path, data_dir: Path | None, **others: str | None) -> tuple[Run, Task, Config]:

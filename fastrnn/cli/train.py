@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastrnn.cli.shared import Backend, DataDir, Device, opened, restored
+from fastrnn.cli.shared import Backend, DataDir, Device, command_line, opened, restored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,7 +162,7 @@ def _train(task: Task, config: Config, data: Dataset, run: Run) -> None:
     console = Console(highlight=False)
     console.print(f"{task.name} on {data.name}: {run.folder}", soft_wrap=True)
     try:
-        summary = training.train(task, config, data, run, console, shlex.join(sys.argv))
+        summary = training.train(task, config, data, run, console, command_line())
     except Interrupted as stop:
         print(f"{stop}; to continue: fastrnn train {task.name} --resume {run.folder}")
         raise typer.Exit(128 + stop.number) from None
