@@ -4,15 +4,16 @@
 #
 #   benchmarks/gpu.sh OUT              every part, one after the other
 #   benchmarks/gpu.sh OUT PART...      build tests sanitize tasks variants steps float32 bfloat16 float16 large
+#                                      cuda_float32 cuda_bfloat16
 #
 # Leaves in OUT: a log for each part, JSON of every measurement, summary.txt.
 set -uo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '2,9p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,10p' "$0" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd)
 shift
 parts=("$@")
-all=(build tests sanitize tasks variants steps float32 bfloat16 float16 large)
+all=(build tests sanitize tasks variants steps float32 bfloat16 float16 large cuda_float32 cuda_bfloat16)
 [ $# -gt 0 ] || parts=("${all[@]}")
 
 # The repository as it is when installed: kernels/ is fastrnn.kernels.
@@ -25,8 +26,8 @@ for name in benchmarks tests pyproject.toml; do ln -sfn "$repo/$name" "$stage/$n
 cd "$stage" || exit
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
-compare() { # compare NAME ARGUMENT...
-  python3 -m benchmarks.compare --device cuda --budget 0.5 --json "$out/$1.json" "${@:2}"
+compare() { # compare BACKEND NAME ARGUMENT...
+  python3 -m benchmarks.compare --device cuda --backend "$1" --budget 0.5 --json "$out/$2.json" "${@:3}"
 }
 
 build() {
@@ -65,8 +66,8 @@ steps() { python3 -m benchmarks.gpu_variants --steps --json "$out/steps.json"; }
 tasks() { # issue 3's table: T 784, I 1
   local failed=0
   for mode in inference training; do
-    compare "tasks-$mode" --cells LSTM GRU --hidden 32 64 128 --batch 200 500 --steps 784 --mode $mode || failed=1
-    compare "tasks-$mode-3x32" --cells LSTM GRU --hidden 32 --layers 3 --batch 300 500 --steps 784 --mode $mode || failed=1
+    compare triton "tasks-$mode" --cells LSTM GRU --hidden 32 64 128 --batch 200 500 --steps 784 --mode $mode || failed=1
+    compare triton "tasks-$mode-3x32" --cells LSTM GRU --hidden 32 --layers 3 --batch 300 500 --steps 784 --mode $mode || failed=1
   done
   return "$failed"
 }
@@ -74,7 +75,7 @@ tasks() { # issue 3's table: T 784, I 1
 grid() { # grid DTYPE HIDDEN...
   local failed=0 shape
   for shape in "784 1" "28 28" "128 H" "1024 H"; do
-    compare "grid-$1-T${shape/ /-I}-${2}" --dtype "$1" --cells LSTM GRU --hidden "${@:2}" --batch 1 16 64 200 500 \
+    compare triton "grid-$1-T${shape/ /-I}-${2}" --dtype "$1" --cells LSTM GRU --hidden "${@:2}" --batch 1 16 64 200 500 \
       --steps ${shape% *} --input ${shape#* } --budget 0.15 || failed=1
   done
   return "$failed"
@@ -84,8 +85,19 @@ bfloat16() { grid bfloat16 32 64 128; }
 float16() { grid float16 32 64 128; }
 large() { grid float16 256 512 1024; }
 
+clusters() { # issue 5's table, in a dtype
+  local failed=0 mode
+  for mode in inference training; do
+    compare cuda "clusters-$1-$mode" --dtype "$1" --cells LSTM GRU --hidden 256 512 768 1024 --batch 16 64 \
+      --steps 1024 --input H --mode $mode || failed=1
+  done
+  return "$failed"
+}
+cuda_float32() { clusters float32; }
+cuda_bfloat16() { clusters bfloat16; }
+
 export out repo stage
-export -f compare grid "${all[@]}"
+export -f compare grid clusters "${all[@]}"
 limit=${FASTRNN_PART_SECONDS:-570}
 status=0
 for part in "${parts[@]}"; do

@@ -166,7 +166,7 @@ def measure_steps() -> Iterator[dict[str, Any]]:
 
 
 def smoke() -> None:
-    """Each form and direction once, at a size that a sanitizer can follow."""
+    """Each form and direction once, of both libraries, at a size that a sanitizer can follow."""
     import fastrnn
 
     for cell in ("lstm", "gru"):
@@ -176,10 +176,12 @@ def smoke() -> None:
                     for plan in plans(hidden, dtype):
                         if plan.rows in (2, 8) and plan.split in (0, 2):
                             call(plan)
-    for steps in (1, 4):
-        layer = fastrnn.LSTM(5, 257, device="cuda")
-        with fastrnn.backend("triton"):
-            layer(torch.randn(steps, 6, 5, device="cuda"))[0].sum().backward()
+    layers = [("triton", hidden, steps) for hidden, steps in ((257, 1), (257, 4))]
+    layers += [("cuda", hidden, 4) for hidden in (20, 257, 1100)]
+    for (backend, hidden, steps), dtype in itertools.product(layers, DTYPES):
+        layer = fastrnn.LSTM(5, hidden, device="cuda", dtype=dtype)
+        with fastrnn.backend(backend):
+            layer(torch.randn(steps, 6, 5, device="cuda", dtype=dtype))[0].sum().backward()
     torch.cuda.synchronize()
     print("smoke: done")
 

@@ -4,6 +4,7 @@
 |---|---|---|
 | ``cpu`` | C++ kernels | CPU |
 | ``triton`` | fused Triton kernels | NVIDIA GPUs |
+| ``cuda`` | CUDA C++ kernels; any hidden size, no Triton needed | NVIDIA GPUs |
 | ``torch`` | what torch.nn calls: oneDNN, cuDNN, ATen | anywhere |
 | ``reference`` | eager steps | anywhere |
 
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 Function = TypeVar("Function", bound=Callable[..., object])
-NAMES = ("cpu", "triton", "torch", "reference")
+NAMES = ("cpu", "triton", "cuda", "torch", "reference")
 
 # Looking at os.environ in each call would cost as much as a small step's other checks together.
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
@@ -122,7 +123,8 @@ def unsupported(name: str, call: Call) -> str | None:
         return None
     if call.transformed:
         return "forward-mode gradients and functorch transforms are not supported"
-    return _cpu_unsupported(call) if name == "cpu" else _triton_unsupported(call)
+    limits = {"cpu": _cpu_unsupported, "triton": _triton_unsupported, "cuda": _cuda_unsupported}
+    return limits[name](call)
 
 
 def _cpu_unsupported(call: Call) -> str | None:
@@ -169,13 +171,35 @@ def _triton_limits(dtype: torch.dtype) -> str | None:
     return rnn_launch.supports(dtype)
 
 
+def _cuda_unsupported(call: Call) -> str | None:
+    if call.device != "cuda":
+        return f"tensors are on {call.device}"
+    if call.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{call.dtype} is not supported (float32, bfloat16 and float16 are)"
+    return cuda_load_error()
+
+
+@_constant_in_graphs
+def cuda_load_error() -> str | None:
+    """Why the native CUDA library cannot be used on this machine's GPUs; None if it can."""
+    from fastrnn.kernels import native_cuda
+
+    if (error := native_cuda.load_error()) is not None:
+        return error
+    if torch.version.hip is not None:
+        return "AMD GPUs are Triton's"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    return native_cuda.device_error()
+
+
 # ---- the measured table: where torch.nn's own path is as fast or faster
 
 
 def _vendor_wins(call: Call) -> str | None:
     """Measured on two cores of Zen 4 (AVX-512, bfloat16 products) with torch 2.14."""
     if call.device != "cpu":
-        return "the Triton kernels have not been timed on a GPU yet; force triton to use them"
+        return "our GPU kernels have not been timed yet; force triton or cuda to use them"
     if call.steps == 1:
         return "one step: there is nothing to keep on chip"
     if call.dtype == torch.bfloat16 and _bfloat16_products():
@@ -205,12 +229,15 @@ def backend_info() -> dict[str, Any]:
         Versions, threads, the forced backend, and ``backends``: by name, ``available`` and more.
     """
     from fastrnn import __version__
-    from fastrnn.kernels import native
+    from fastrnn.kernels import native, native_cuda
 
     error = native.load_error()
     cpu = {"available": error is None, **({"reason": error} if error else native.info())}
     missing = triton_load_error()
     triton = {"available": missing is None, **({"reason": missing} if missing else {})}
+    useless = cuda_load_error()
+    cuda = {"available": useless is None, **({"reason": useless} if useless else {})}
+    cuda |= native_cuda.info()
     return {
         "fastrnn": __version__,
         "torch": torch.__version__,
@@ -220,6 +247,7 @@ def backend_info() -> dict[str, Any]:
         "backends": {
             "cpu": cpu,
             "triton": triton,
+            "cuda": cuda,
             "torch": {"available": True, "mkldnn": torch.backends.mkldnn.is_available()},
             "reference": {"available": True},
         },

@@ -3,8 +3,8 @@
 ``fastrnn::lstm`` and ``fastrnn::gru`` run one layer in one direction over a whole sequence;
 ``fastrnn::lstm_backward`` and ``fastrnn::gru_backward`` are their gradients. Arguments and results
 are those of the functions of the same names in :mod:`fastrnn.kernels.reference`, with ``backend``
-naming the kernels that run. A gradient ``dy`` of None is one of zeros, which are never written on
-CPU: a model that uses the last state alone has no other.
+naming the kernels that run. A gradient ``dy`` of None is one of zeros, which the native
+kernels never write: a model that uses the last state alone has no other.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ _MODULES = {
     ("cpu", "gru"): "native",
     ("triton", "lstm"): "layer_triton",
     ("triton", "gru"): "layer_triton",
+    ("cuda", "lstm"): "native_cuda",
+    ("cuda", "gru"): "native_cuda",
 }
 
 
@@ -80,7 +82,7 @@ def _implement(op: str, cell: str, function: str) -> None:
         *args, backend = args  # type: ignore[assignment]
         if y is None:
             _check(cell, *args)
-        elif args[0] is None and backend != "cpu":
+        elif args[0] is None and backend not in ("cpu", "cuda"):
             args = (torch.zeros_like(args[y]), *args[1:])
         contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
         return getattr(_kernels(backend, cell), function)(*contiguous)

@@ -27,7 +27,7 @@ def call(**changes: object) -> backends.Call:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "libfastrnn_cpu.so")
+    monkeypatch.setattr(native, "library_path", lambda name="fastrnn_cpu": tmp_path / f"lib{name}.so")
     native._load.cache_clear()
     yield
     native._load.cache_clear()
@@ -109,7 +109,7 @@ def test_the_context_is_the_threads_own() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
-    wanted = r"fastrnn.backend\(\): unknown backend 'cudnn'; choose one of cpu, triton, torch"
+    wanted = r"fastrnn.backend\(\): unknown backend 'cudnn'; choose one of cpu, triton, cuda, torch"
     with pytest.raises(ValueError, match=wanted), fastrnn.backend("cudnn"):
         pass
 
@@ -123,6 +123,8 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         ("cpu", {"transformed": True}, "forward-mode gradients and functorch"),
         ("reference", {"projected": True}, "proj_size > 0 is not supported"),
         ("triton", {}, "tensors are on cpu"),
+        ("cuda", {}, "tensors are on cpu"),
+        ("cuda", {"device": "cuda", "dtype": torch.float64}, "torch.float64 is not supported"),
     ],
     ids=str,
 )

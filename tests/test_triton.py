@@ -94,8 +94,9 @@ def step_cases(cell: str) -> Iterator[Case]:
 
 def error(found: Tensor, wanted: Tensor) -> float:
     """||found - wanted|| / ||wanted||; NaN unless every element was written."""
-    difference = (found.double().cpu() - wanted.cpu()).norm()
-    return float(difference / wanted.cpu().norm().clamp_min(1e-300)) if difference else 0.0
+    wanted = wanted.detach().cpu()
+    difference = (found.double().cpu() - wanted).norm()
+    return float(difference / wanted.norm().clamp_min(1e-300)) if difference else 0.0
 
 
 def _round(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,10 +168,8 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def compare(case: Case, device: str) -> dict[str, float]:
+def compare(case: Case, device: str, kernels: str = "layer_triton") -> dict[str, float]:
     """Every output's and gradient's error, by name."""
-    from fastrnn.kernels import layer_triton
-
     module, rows, first, sizes = _make(case)
     wanted, leaves = _oracle(case, module, rows, first, sizes)
     torch.manual_seed(0)
@@ -183,8 +182,7 @@ def compare(case: Case, device: str) -> dict[str, float]:
     x, *states = [give(t) for t in leaves[: 1 + len(first)]]
     weights = [give(p) for p in leaves[1 + len(first) :]] + [None] * (0 if case.bias else 2)
     names = ["y", "h_n", "c_n"][: len(wanted)]
-    forward = getattr(layer_triton, f"{case.cell}_forward")
-    backward = getattr(layer_triton, f"{case.cell}_backward")
+    forward, backward = functions(kernels, case.cell)
     with planned(case), poisoned():
         results = forward(x, *states, *weights, sizes, case.reverse, True)
         found, saved = results[: len(wanted)], results[len(wanted) :]
@@ -198,6 +196,12 @@ def compare(case: Case, device: str) -> dict[str, float]:
     labels = [*["dx", "dh0", "dc0"][: 1 + len(first)], "dw_ih", "dw_hh", "db_ih", "db_hh"]
     pairs = zip(labels, results, gradients, strict=False)
     return errors | {n: error(f, w) for n, f, w in pairs}
+
+
+def functions(kernels: str, cell: str) -> tuple[Any, Any]:
+    """A cell's forward and backward function in a module of fastrnn.kernels."""
+    module = importlib.import_module(f"fastrnn.kernels.{kernels}")
+    return getattr(module, f"{cell}_forward"), getattr(module, f"{cell}_backward")
 
 
 def failures(case: Case, errors: dict[str, float]) -> dict[str, float]:
@@ -214,29 +218,27 @@ def failures(case: Case, errors: dict[str, float]) -> dict[str, float]:
     }
 
 
-def non_finite(device: str) -> dict[str, bool]:
+def non_finite(device: str, kernels: str = "layer_triton") -> dict[str, bool]:
     """Whether NaN and infinity reach the sequence they are in, from their step on, and no other."""
-    from fastrnn.kernels import layer_triton
-
     results = {}
     for cell in ("lstm", "gru"):
+        forward, _ = functions(kernels, cell)
         for dtype, hidden in ((WHOLE, 8), (HALF, 128), (BRAIN, 130)):
             module, x, states, _ = _make(Case(cell, dtype, 3, 3, 1, hidden))
             given = [t.detach().to(device, dtype) for t in (x, *states, *module.parameters())]
             given[0][4] = torch.nan  # step 1, sequence 1
-            y = getattr(layer_triton, f"{cell}_forward")(*given, None, False, False)[0]
+            y = forward(*given, None, False, False)[0]
             y = y.view(3, 3, hidden).isnan()
             spread = bool(y[1:, 1].all() and not y[0].any() and not y[:, ::2].any())
             given[0][4] = torch.inf
-            y = getattr(layer_triton, f"{cell}_forward")(*given, None, False, False)[0]
+            y = forward(*given, None, False, False)[0]
             results[f"{cell} {dtype}"] = spread and not bool(y.isnan().any())
     return results
 
 
-def empty_batch(device: str) -> list[tuple[int, ...]]:
+def empty_batch(device: str, kernels: str = "layer_triton") -> list[tuple[int, ...]]:
     """Shapes of an LSTM's results and gradients for no sequence at all."""
-    from fastrnn.kernels.layer_triton import lstm_backward, lstm_forward
-
+    lstm_forward, lstm_backward = functions(kernels, "lstm")
     x, h = torch.empty(0, 2, device=device), torch.empty(0, 3, device=device)
     weights = [torch.zeros(12, n, device=device) for n in (2, 3)]
     out = lstm_forward(x, h, h, *weights, None, None, None, False, True)
@@ -244,7 +246,7 @@ def empty_batch(device: str) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in (*out, *grads)]
 
 
-def opcheck(device: str) -> bool:
+def opcheck(device: str, backend: str = "triton") -> bool:
     """torch's own check of the ops: schema, fake kernels' shapes and strides, autograd."""
     importlib.import_module("fastrnn.ops")
     torch.manual_seed(0)
@@ -255,7 +257,7 @@ def opcheck(device: str) -> bool:
             tensors += [torch.randn(gates * 4, n) for n in (2, 4)] + [torch.randn(gates * 4)] * 2
             given = [t.to(device).requires_grad_() for t in tensors]
             op = getattr(torch.ops.fastrnn, cell).default
-            torch.library.opcheck(op, (*given, sizes, sizes is not None, True, "triton"))
+            torch.library.opcheck(op, (*given, sizes, sizes is not None, True, backend))
     return True
 
 

@@ -28,7 +28,7 @@ DataDir = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Backend = Annotated[str | None, typer.Option(help="auto, cpu, triton, torch or reference.")]
+Backend = Annotated[str | None, typer.Option(help="auto, cpu, triton, cuda, torch or reference.")]
 
 
 def command_line() -> str:

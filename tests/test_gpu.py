@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: their numbers, graphs, streams and devices, and large offsets."""
+"""The kernels on a GPU: their numbers, graphs, streams and devices, and large offsets."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.test_triton import (
     cases,
     compare,
     failures,
+    functions,
     named,
     non_finite,
     opcheck,
@@ -42,6 +43,7 @@ def gpu_cases() -> Iterator[Case]:
 
 
 GPU = torch.cuda.is_available()
+each_library = pytest.mark.parametrize("kernels", ["layer_triton", "native_cuda"])
 
 if GPU:  # not collected elsewhere
 
@@ -54,28 +56,34 @@ if GPU:  # not collected elsewhere
         torch.backends.cudnn.allow_tf32 = before
 
     @pytest.mark.gpu
-    def test_tf32_is_used_if_torch_allows_it_and_is_near_enough() -> None:
+    @each_library
+    def test_tf32_is_used_if_torch_allows_it_and_is_near_enough(kernels: str) -> None:
         torch.backends.cudnn.allow_tf32 = True
-        errors = compare(Case("lstm", WHOLE, 28, 64, 28, 32), "cuda")
+        errors = compare(Case("lstm", WHOLE, 28, 64, 28, 32), "cuda", kernels)
         assert 1e-6 < errors["y"] < 1e-3
         assert max(errors.values()) < 3e-3
 
     @pytest.mark.gpu
+    @each_library
     @pytest.mark.parametrize("case", list(gpu_cases()), ids=named)
-    def test_gpu_results_and_gradients_are_those_of_torch_nn_in_float64(case: Case) -> None:
-        assert not failures(case, compare(case, "cuda"))
+    def test_gpu_results_and_gradients_are_those_of_torch_nn_in_float64(
+        case: Case, kernels: str
+    ) -> None:
+        assert not failures(case, compare(case, "cuda", kernels))
 
     @pytest.mark.gpu
-    def test_gpu_nan_and_inf_stay_in_their_sequence() -> None:
-        assert all(non_finite("cuda").values())
+    @each_library
+    def test_gpu_nan_and_inf_stay_in_their_sequence(kernels: str) -> None:
+        assert all(non_finite("cuda", kernels).values())
 
     @pytest.mark.gpu
     def test_gpu_pixels_are_those_of_eager_steps() -> None:
         assert all(pixel_loops("cuda").values())
 
     @pytest.mark.gpu
-    def test_gpu_ops_pass_opcheck() -> None:
-        assert opcheck("cuda")
+    @pytest.mark.parametrize("backend", ["triton", "cuda"])
+    def test_gpu_ops_pass_opcheck(backend: str) -> None:
+        assert opcheck("cuda", backend)
 
     def layer(batch: int, steps: int, hidden: int = 32) -> tuple[Tensor, ...]:
         x, h = torch.randn(steps * batch, 1), torch.randn(batch, hidden)
@@ -99,10 +107,10 @@ if GPU:  # not collected elsewhere
                 assert not failures(case, compare(case, "cuda"))
 
     @pytest.mark.gpu
-    @pytest.mark.parametrize("hidden", [32, 256])
-    def test_a_graph_replays_on_another_stream_with_new_input(hidden: int) -> None:
-        from fastrnn.kernels.layer_triton import gru_forward
-
+    @each_library
+    @pytest.mark.parametrize("hidden", [32, 256, 2048])
+    def test_a_graph_replays_on_another_stream_with_new_input(hidden: int, kernels: str) -> None:
+        gru_forward, _ = functions(kernels, "gru")
         x, h, *weights = layer(64, 20, hidden)
 
         def run() -> Tensor:
@@ -120,9 +128,9 @@ if GPU:  # not collected elsewhere
         assert torch.equal(y, run())
 
     @pytest.mark.gpu
-    def test_the_last_device_works_while_the_first_is_current() -> None:
-        from fastrnn.kernels.layer_triton import gru_forward
-
+    @each_library
+    def test_the_last_device_works_while_the_first_is_current(kernels: str) -> None:
+        gru_forward, _ = functions(kernels, "gru")
         last = torch.device("cuda", torch.cuda.device_count() - 1)
         x, h, *weights = (t.to(last) for t in layer(3, 5))
         with torch.cuda.device(0):
@@ -145,9 +153,9 @@ if GPU:  # not collected elsewhere
         assert compiled() == before
 
     @pytest.mark.gpu
-    def test_rows_past_two_to_the_31st_element_are_right() -> None:
-        from fastrnn.kernels.layer_triton import gru_forward
-
+    @each_library
+    def test_rows_past_two_to_the_31st_element_are_right(kernels: str) -> None:
+        gru_forward, _ = functions(kernels, "gru")
         hidden, batch, steps = 128, 1000, 17_000
         if torch.cuda.mem_get_info()[0] < 8 << 30:
             pytest.skip("needs 8 GB of GPU memory")
