@@ -27,7 +27,10 @@ def call(**changes: object) -> backends.Call:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(native, "library_path", lambda name="fastrnn_cpu": tmp_path / f"lib{name}.so")
+    def library_path(name: str = "fastrnn_cpu") -> Path:
+        return tmp_path / f"lib{name}.so"
+
+    monkeypatch.setattr(native, "library_path", library_path)
     native._load.cache_clear()
     yield
     native._load.cache_clear()
