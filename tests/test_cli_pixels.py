@@ -136,7 +136,10 @@ class TestErrors:
             (["inpaint", PREDICTION, "--width", "0"], "--width is 0; expected 1"),
             (["inpaint", PREDICTION, "--seed", "-1"], "--seed is -1; expected 0"),
             (["inpaint", PREDICTION, "--threshold", "0"], "--threshold is 0.0; expected more"),
-            (["inpaint", PREDICTION, "--holes", "none.npy"], "none.npy cannot be read"),
+            (
+                ["inpaint", PREDICTION, "--holes", "none.npy"],
+                "--holes is 'none.npy'; expected pixel",
+            ),
             (
                 ["inpaint", PREDICTION, "--holes", "none.npy", "--images", "3"],
                 "--images and --threshold are of generated holes",

@@ -92,6 +92,8 @@ def _holes(
     if text not in holes.SIDES:
         if not (images is threshold is None):
             raise ConfigError("--images and --threshold are of generated holes, not of a file's")
+        if not Path(text).is_file():
+            raise ConfigError(f"--holes is {text!r}; expected pixel, square or a file")
         return holes.read(Path(text), dataset.height * dataset.width)
     count = min(1000, len(dataset.test)) if images is None else images
     check_images(count, dataset)

@@ -6,7 +6,7 @@
 
 namespace fastrnn::cuda {
 
-extern __shared__ char shared_memory[];
+extern __shared__ __align__(16) char shared_memory[];
 
 class Gpu {
  public:
