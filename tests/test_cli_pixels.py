@@ -138,7 +138,7 @@ class TestErrors:
             (["inpaint", PREDICTION, "--threshold", "0"], "--threshold is 0.0; expected more"),
             (
                 ["inpaint", PREDICTION, "--holes", "none.npy"],
-                "--holes is 'none.npy'; expected pixel",
+                "expected pixel, square or a file",
             ),
             (
                 ["inpaint", PREDICTION, "--holes", "none.npy", "--images", "3"],
