@@ -74,10 +74,8 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 @pytest.fixture(autouse=True)
 def exact_float32() -> Iterator[None]:
     """Without TF32, as torch's switch for recurrent layers says."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def _errors(emulator: Emulator, device: int, case: Case, fault: int = NONE) -> dict[str, float]:
@@ -146,9 +144,9 @@ class TestPlans:
 
     @pytest.mark.parametrize("hidden", [31, 70, 200])
     def test_tf32(self, emulator: Emulator, cell: str, hidden: int) -> None:
-        torch.backends.cudnn.allow_tf32 = True
         for device in (CLUSTERS, GRID, SINGLE):
-            errors = _errors(emulator, device, Case(cell, WHOLE, 4, 9, 2, hidden, packed=True))
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+                errors = _errors(emulator, device, Case(cell, WHOLE, 4, 9, 2, hidden, packed=True))
             assert 1e-6 < errors["y"] < 1e-3
             assert max(errors.values()) < 3e-3
 

@@ -50,16 +50,14 @@ if GPU:  # not collected elsewhere
     @pytest.fixture(autouse=True)
     def exact_float32() -> Iterator[None]:
         """Without TF32, as torch's switch for recurrent layers says."""
-        before = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
-        yield
-        torch.backends.cudnn.allow_tf32 = before
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
 
     @pytest.mark.gpu
     @each_library
     def test_tf32_is_used_if_torch_allows_it_and_is_near_enough(kernels: str) -> None:
-        torch.backends.cudnn.allow_tf32 = True
-        errors = compare(Case("lstm", WHOLE, 28, 64, 28, 32), "cuda", kernels)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            errors = compare(Case("lstm", WHOLE, 28, 64, 28, 32), "cuda", kernels)
         assert 1e-6 < errors["y"] < 1e-3
         assert max(errors.values()) < 3e-3
 

@@ -51,10 +51,11 @@ def test_wheel_holds_the_packages_and_the_library_and_nothing_else(wheel: Path) 
         )
         for file in folder.rglob("*.py")
     }
-    native = {"fastrnn/_native/build.json", "fastrnn/_native/libfastrnn_cpu.so"}
+    libraries = {"fastrnn_cpu", "fastrnn_cuda"} if shutil.which("nvcc") else {"fastrnn_cpu"}
+    native = {f"fastrnn/_native/lib{library}.so" for library in libraries}
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if ".dist-info/" not in name}
-    assert packaged == sources | native | {"fastrnn/py.typed"}
+    assert packaged == sources | native | {"fastrnn/_native/build.json", "fastrnn/py.typed"}
 
 
 def test_wheel_serves_every_python(wheel: Path) -> None:
@@ -62,17 +63,18 @@ def test_wheel_serves_every_python(wheel: Path) -> None:
 
 
 def test_source_distribution_holds_the_sources_of_the_library(unpacked: Path) -> None:
-    for folder in ("kernels/csrc", "tests/csrc"):
+    for folder in ("kernels/csrc", "tests/csrc", "tests/csrc_cuda"):
         packed = {file.name for file in (unpacked / folder).rglob("*.*")}
         assert packed == {file.name for file in (ROOT / folder).rglob("*.*")}
 
 
 @linux_only
-def test_library_exports_its_interface_only(wheel: Path, tmp_path: Path) -> None:
-    library = zipfile.ZipFile(wheel).extract("fastrnn/_native/libfastrnn_cpu.so", tmp_path)
-    symbols = _symbols("--dynamic", "--defined-only", library)
-    assert symbols
-    assert [name for _, name in symbols if not name.startswith("fastrnn_")] == []
+def test_libraries_export_their_interface_only(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    for library in tmp_path.glob("fastrnn/_native/*.so"):
+        symbols = _symbols("--dynamic", "--defined-only", library)
+        assert symbols
+        assert [name for _, name in symbols if not name.startswith("fastrnn_")] == []
 
 
 @linux_only
@@ -102,20 +104,23 @@ def test_library_uses_torchs_thread_pool() -> None:
     assert int(run.stdout) == 1
 
 
-def test_install_without_a_compiler_succeeds_and_says_so_in_one_line(tmp_path: Path) -> None:
+def test_install_without_a_compiler_succeeds_and_says_so_in_a_line_each(tmp_path: Path) -> None:
     done = _configure_without_compiler(tmp_path)
     assert done.returncode == 0
-    (line,) = [line for line in done.stderr.splitlines() if "fastrnn:" in line]
-    assert "no working C++ compiler found; install g++ or set CXX" in line
+    lines = [line for line in done.stderr.splitlines() if "fastrnn:" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert "no working C++ compiler found; install g++ or set CXX" in line
     subprocess.run(
         ["cmake", "--install", tmp_path, "--prefix", tmp_path / "site"],
         check=True,
         stdout=subprocess.DEVNULL,
     )
     native = tmp_path / "site" / "fastrnn" / "_native"
-    facts = json.loads((native / "build.json").read_text())["fastrnn_cpu"]
-    assert not facts["built"]
-    assert facts["reason"] in line
+    facts = json.loads((native / "build.json").read_text())
+    for line, library in zip(lines, ("fastrnn_cpu", "fastrnn_cuda"), strict=True):
+        assert not facts[library]["built"]
+        assert line.endswith(f"{library} is not built: {facts[library]['reason']}")
     assert [file.name for file in native.iterdir()] == ["build.json"]
 
 
