@@ -5,7 +5,6 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -13,23 +12,33 @@ from typing import Any
 import torch
 from rich.table import Table
 
+import fastrnn
+
 Row = dict[str, Any]  # one case's results, as in the JSON file
 
 
 def environment(device: str) -> dict[str, Any]:
     """What a number depends on beside the case: machine, versions, commit, threads."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(
-        describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fastrnn": version("fastrnn"),
-        "commit": commit.stdout.strip() or "unknown",
+        "fastrnn": fastrnn.__version__,  # "unknown" of a source tree, as gpu.sh stages one
+        "commit": _commit() or "unknown",
     }
+
+
+def _commit() -> str:
+    """The repository's commit; empty where there is none, or no git to ask."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()
 
 
 def _device_name(device: str) -> str:

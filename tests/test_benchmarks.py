@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import compare, measure
+from benchmarks import compare, measure, report
 from benchmarks.cases import GRIDS, Case
 from benchmarks.memory import peak_memory
 
@@ -96,6 +96,11 @@ def test_results_of_other_conditions_are_not_mixed(tmp_path: Path) -> None:
     assert compare.main(arguments) == 0
     with pytest.raises(SystemExit, match="another backend"):
         compare.main([*arguments, "--backend", "reference"])
+
+
+def test_conditions_are_told_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert report.environment("cpu")["commit"] == "unknown"
 
 
 def test_nan_counts_as_wrong() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +47,8 @@ GPU = torch.cuda.is_available()
 each_library = pytest.mark.parametrize("kernels", ["layer_triton", "native_cuda"])
 
 if GPU:  # not collected elsewhere
+    # Without it a torch that doubts cuBLAS's determinism warns at each product under poisoned().
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     @pytest.fixture(autouse=True)
     def exact_float32() -> Iterator[None]:
@@ -57,7 +60,8 @@ if GPU:  # not collected elsewhere
     @each_library
     def test_tf32_is_used_if_torch_allows_it_and_is_near_enough(kernels: str) -> None:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-            errors = compare(Case("lstm", WHOLE, 28, 64, 28, 32), "cuda", kernels)
+            # At a size that Triton multiplies on tensor cores; a smaller layer's sums are exact.
+            errors = compare(Case("lstm", WHOLE, 28, 64, 28, 257), "cuda", kernels)
         assert 1e-6 < errors["y"] < 1e-3
         assert max(errors.values()) < 3e-3
 
