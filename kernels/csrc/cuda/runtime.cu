@@ -127,7 +127,11 @@ int Runtime::launch(const Choice &choice, const Layer &layer, void *stream) cons
   const Plan &plan = layer.plan;
   const void *kernel = kernel_of(choice, plan.grid);
   const bool cluster = !plan.grid && plan.blocks > 1;
-  if (const cudaError_t error = allow(kernel, plan.shared_bytes, cluster)) return code(error);
+  // All that a block may have, not what this call needs: between here and the launch another thread
+  // may want less of the same kernel.
+  Device device;
+  if (const int error = facts(&device)) return error;
+  if (const cudaError_t error = allow(kernel, device.shared_bytes, cluster)) return code(error);
   Configuration configuration(unsigned(plan.groups * plan.blocks), unsigned(plan.threads),
                               size_t(plan.shared_bytes), static_cast<cudaStream_t>(stream));
   if (cluster) configuration.cluster(unsigned(plan.blocks));
