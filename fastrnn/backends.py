@@ -103,7 +103,7 @@ def choose(call: Call) -> Choice:
                 "or force another backend (FASTRNN_BACKEND, fastrnn.backend)"
             )
         return Choice(forced, "forced")
-    if call.transformed:
+    if call.transformed and unsupported("reference", call) is None:
         return Choice("reference", "forward-mode gradients and functorch need differentiable steps")
     name = "cpu" if call.device == "cpu" else "triton"
     if (reason := unsupported(name, call)) is not None:

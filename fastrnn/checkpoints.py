@@ -65,7 +65,7 @@ class State:
         tensors, progress = read(path)
         groups: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            group, name = key.rsplit("/", 1)
+            group, _, name = key.rpartition("/")
             groups.setdefault(group, {})[name] = tensor
         try:
             self.model.load_state_dict(groups["model"])
@@ -111,7 +111,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise RunError(
             f"there is no {path}: the run has not reached its first checkpoint"
         ) from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}): start a new run") from None
 
 

@@ -48,21 +48,28 @@ class Config:
         self._one_of("schedule", "constant", "cosine")
         self._one_of("backend", "auto", *backends.NAMES)
         for name in ("hidden_size", "num_layers", "epochs", "batch_size"):
-            self._number(name, int, "1 or more", lambda n: n >= 1)
-        self._number("seed", int, "0 or more", lambda n: n >= 0)
+            self._number(name, int, "1 to 2^31 - 1", lambda n: 1 <= n < 1 << 31)
+        self._number("seed", int, "0 to 2^63 - 1", lambda n: 0 <= n < 1 << 63)
         for name in ("learning_rate", "checkpoint_seconds"):
             self._number(name, float, "more than 0", lambda n: n > 0)
         for name in ("warmup", "input_dropout"):
             self._number(name, float, "in [0, 1)", lambda n: 0 <= n < 1)
         self._number("clip", float, "0 (no limit) or more", lambda n: n >= 0)
+        if not isinstance(self.data_dir, str | None):
+            raise ConfigError(f"data_dir is {self.data_dir!r}; expected a folder's path")
+        self._device()
+
+    def _device(self) -> None:
+        wrong = ConfigError(f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N")
         try:
             device = torch.device("cpu" if self.device == "auto" else self.device)
         except (RuntimeError, TypeError):
-            raise ConfigError(
-                f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N"
-            ) from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device is {self.device!r}, but torch sees no GPU; use --device cpu")
+            raise wrong from None
+        if device.type not in ("cpu", "cuda"):
+            raise wrong
+        if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+            seen = f"only {count}" if count else "no GPU"
+            raise ConfigError(f"device is {self.device!r}, but torch sees {seen}; use --device cpu")
 
     def _one_of(self, name: str, *choices: str) -> None:
         if (given := getattr(self, name)) not in choices:
@@ -71,8 +78,9 @@ class Config:
     def _number(self, name: str, kind: type, values: str, valid: Callable[[Any], bool]) -> None:
         given = getattr(self, name)
         kinds = (int, float) if kind is float else (int,)
-        if isinstance(given, bool) or not isinstance(given, kinds) or not valid(given):
-            what = "a whole number" if kind is int else "a number"
+        number = isinstance(given, kinds) and not isinstance(given, bool)
+        if not number or not math.isfinite(given) or not valid(given):
+            what = "a whole number" if kind is int else "a finite number"
             raise ConfigError(f"{name} is {given!r}; expected {what}, {values}")
 
     @classmethod

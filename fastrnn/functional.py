@@ -106,11 +106,14 @@ def _run(
 
 
 def _autocast(input: Tensor) -> bool:
-    return torch.is_autocast_enabled(input.device.type)
+    # The meta device has no autocast, and torch raises where it is asked.
+    return not input.is_meta and torch.is_autocast_enabled(input.device.type)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    # As torch.autocast has it, which leaves float64 alone.
+    wanted = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if wanted else tensor
 
 
 def _vendor(
@@ -175,7 +178,9 @@ def _differs(tensor: Tensor, input: Tensor) -> bool:
 
 
 def _needs_gradients(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    # torch.jit.trace traces once more, without gradients, and wants the same graph.
+    wanted = torch.is_grad_enabled() or torch._C._get_tracing_state() is not None
+    return wanted and any(t.requires_grad for t in tensors)
 
 
 def _transformed(tensors: Sequence[Tensor]) -> bool:

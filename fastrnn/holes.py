@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +71,24 @@ def read(path: Path, pixels: int) -> Holes:
     try:
         with path.open("rb") as file:
             found = np.load(file)
-            if not isinstance(found, np.ndarray):
-                (name,) = found.files
-                found = found[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            if isinstance(found, np.lib.npyio.NpzFile):
+                names = found.files
+                found = found[names[0]] if len(names) == 1 else names
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(
             f"{path} cannot be read as one array ({error}); expected .npy or .npz"
         ) from None
+    if not isinstance(found, np.ndarray):
+        what = f"{len(found)} arrays" if isinstance(found, list) else "no array"
+        raise DataError(f"{path} holds {what}; expected one, in .npy or .npz")
     wanted = f"[2, N, {pixels}]: images with -1 in their holes, and the same images whole"
     if found.ndim != 3 or found.shape[0] != 2 or found.shape[1] < 1 or found.shape[2] != pixels:
         raise DataError(f"{path} has shape {list(found.shape)}; expected {wanted}")

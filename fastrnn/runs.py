@@ -36,13 +36,24 @@ class RunError(Exception):
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replaces a file; whenever the process dies, either the old or the new one is there, whole."""
+    """Replaces a file; whenever the process dies, either the old or the new one is there, whole.
+
+    Raises:
+        RunError: it cannot be written; the old one is there still.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): mend that, then start the command again"
+        ) from None
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # makes the rename itself durable
@@ -77,14 +88,18 @@ def new_folder(folder: Path, remedy: str = "choose another --out") -> Iterator[P
     """A folder to fill, which appears in its place in one rename when the block ends.
 
     Raises:
-        RunError: there is something at this place already; the remedy ends the message.
+        RunError: there is something at this place already, or no folder can be made there; the
+            remedy ends the message.
     """
     taken = RunError(f"{folder} exists and is not empty: {remedy}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise taken
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise RunError(f"{folder} cannot be made ({error.strerror}): {remedy}") from None
     try:
         yield temporary
         try:
@@ -141,7 +156,7 @@ class Run:
             config = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{folder} is not a run: there is no config.json in it") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path} is damaged ({error}): start a new run") from None
         if not isinstance(config, dict) or not isinstance(config.get("task"), str):
             raise RunError(f"{path} is damaged (it names no task): start a new run")

@@ -141,6 +141,17 @@ def chosen_backend(model: nn.Module, config: Config, dataset: data.Dataset) -> b
         raise ConfigError(str(error)) from None
 
 
+def check(task: Task, config: Config, dataset: data.Dataset) -> None:
+    """Makes a model that is thrown away, so that wrong settings show before anything is written.
+
+    Raises:
+        ConfigError: the settings are none for this task, or the backend that is forced cannot run
+            the model.
+    """
+    with forced(config):
+        chosen_backend(task.model(config, dataset), config, dataset)
+
+
 @torch.no_grad()
 def evaluate(
     task: Task, model: nn.Module, split: data.Split, config: Config, signals: Signals | None = None

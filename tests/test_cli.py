@@ -85,6 +85,20 @@ class TestErrors:
             ),
             (["train", "classification", "--dataset", "mnist", "--data-dir", "no"], "MNIST"),
             (["train", "classification", "--resume", "no"], "no is not a run"),
+            (["train", "classification", "--cell", ""], "cell is ''; expected one of"),
+            (
+                ["train", "classification", *TINY, "--device", "cpu", "--backend", "cuda"],
+                "backend 'cuda' cannot run this call",
+            ),
+            (
+                ["train", "classification", *TINY, "--hidden-size", "2147483647"],
+                "memory is not enough: make --hidden-size",
+            ),
+            (
+                ["train", "pixel-prediction", *TINY, "--pixels", "grey"],
+                "gives odds of binary pixels, not grey ones: drop --pixels",
+            ),
+            (["train", "classification", *TINY, "--out", "/proc/run"], "/proc/run cannot be made"),
             (["evaluate", "no"], "no is not a run"),
             (["info", "--explain", "RNN"], "--explain is 'RNN'; expected LSTM or GRU"),
             (
@@ -113,6 +127,13 @@ class TestErrors:
         status, _, err = fastrnn("train", "classification", *arguments)
         assert (status, err.count("\n")) == (2, 1)
         assert "drop epochs" in err
+
+    def test_what_to_run_instead_can_be_pasted(self, fastrnn, tmp_path, finished):
+        (tmp_path / "a run").symlink_to(finished)
+        for task, instead in (("classification", "evaluate"), ("inpainting", "train class")):
+            _, out, err = fastrnn("train", task, "--resume", tmp_path / "a run")
+            assert f"fastrnn {instead}" in out + err
+            assert f" '{tmp_path / 'a run'}'" in out + err
 
     @pytest.mark.parametrize(
         ("config", "message"),
@@ -220,7 +241,9 @@ class TestEvaluate:
 
 
 class TestInfo:
-    def test_lists_every_preset(self, fastrnn):
+    @pytest.mark.parametrize("columns", ["80", "200"])
+    def test_lists_every_preset(self, fastrnn, monkeypatch, columns):
+        monkeypatch.setenv("COLUMNS", columns)
         status, out, _ = fastrnn("presets")
         assert status == 0
         assert all(name in out for name in TASK.presets)

@@ -131,6 +131,12 @@ class TestErrors:
             (["complete", PREDICTION, "--images", "999"], "--images is 999; expected 1 to "),
             (["complete", PREDICTION, "--samples", "0"], "--samples is 0; expected 1"),
             (["complete", PREDICTION, "--seed", "-1"], "--seed is -1; expected 0"),
+            (
+                ["complete", PREDICTION, "--samples", str(10**12)],
+                "memory is not enough",
+            ),
+            (["complete", PREDICTION, "--backend", "cuda"], "backend 'cuda' cannot run this call"),
+            (["inpaint", INPAINTING, "--backend", "cuda"], "backend 'cuda' cannot run this call"),
             (["inpaint", "classification"], "expected pixel-prediction or inpainting"),
             (["inpaint", PREDICTION, "--images", "0"], "--images is 0; expected 1 to "),
             (["inpaint", PREDICTION, "--width", "0"], "--width is 0; expected 1"),

@@ -1,5 +1,7 @@
 """Images with holes: where they are made, and what a file of the user's may hold."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,20 @@ class TestFile:
 
     def test_two_arrays_are_refused(self, tmp_path):
         np.savez(tmp_path / "holes.npz", _array(), _array())
+        with pytest.raises(DataError, match="holds 2 arrays; expected one"):
+            holes.read(tmp_path / "holes.npz", 4)
+
+    def test_an_archive_of_something_else_is_refused(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "holes.npz", "w") as archive:
+            archive.writestr("notes.txt", "-1 0 1")
+        with pytest.raises(DataError, match="holds no array; expected one"):
+            holes.read(tmp_path / "holes.npz", 4)
+
+    def test_a_damaged_archive_is_refused(self, tmp_path):
+        np.savez_compressed(tmp_path / "holes.npz", np.tile(_array(), (1, 200, 1)))
+        content = bytearray((tmp_path / "holes.npz").read_bytes())
+        content[50:90] = b"\xff" * 40
+        (tmp_path / "holes.npz").write_bytes(content)
         with pytest.raises(DataError, match="cannot be read as one array"):
             holes.read(tmp_path / "holes.npz", 4)
 

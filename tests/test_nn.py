@@ -104,6 +104,28 @@ def test_moves_between_dtypes(name: str) -> None:
     torch.testing.assert_close(output(found(x)), output(wanted(x)))
 
 
+@modules
+def test_autocast_leaves_float64_alone(name: str) -> None:
+    found, wanted = (m.double() for m in pair(name, 3, 5))
+    x = sample(name).double()
+    with torch.autocast("cpu"):
+        torch.testing.assert_close(output(found(x)), output(wanted(x)))
+
+
+def test_functional_gradients_of_a_projected_layer() -> None:
+    found, wanted = (m.double() for m in pair("LSTM", 3, 5, proj_size=2))
+    x = sample("LSTM").double()
+    gradients = [torch.func.grad(lambda x, m=m: m(x)[0].sum())(x) for m in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
+@modules
+def test_shapes_on_the_meta_device(name: str) -> None:
+    found, wanted = (m.to("meta") for m in pair(name, 3, 5))
+    x = sample(name).to("meta")
+    assert output(found(x)).shape == output(wanted(x)).shape
+
+
 # ---- what torch.nn.utils does to a module
 
 
@@ -300,6 +322,22 @@ def test_exports(name: str) -> None:
     module, x = pair(name, 3, 5)[0].eval(), sample(name)
     exported = torch.export.export(module, (x,))
     torch.testing.assert_close(output(exported.module()(x)), output(module(x)))
+
+
+# torch.jit is deprecated; a traced layer's batch is the size that it is called with
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning",
+    "ignore:`torch.jit:DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+)
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
+@modules
+def test_traces(name: str, gradients: bool) -> None:
+    module, x = pair(name, 3, 5)[0].eval(), sample(name)
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(module, (x,))
+    longer = torch.cat([x, x])
+    torch.testing.assert_close(output(traced(longer)), output(module(longer)))
 
 
 # ---- errors

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import itertools
 import math
 import os
@@ -77,14 +78,19 @@ class TestConfig:
         [
             ({"cell": "RNN"}, "cell is 'RNN'; expected one of LSTM, GRU"),
             ({"dataset": "cifar"}, "dataset is 'cifar'; expected one of auto, mnist, digits"),
-            ({"hidden_size": 0}, "hidden_size is 0; expected a whole number, 1 or more"),
-            ({"epochs": 2.5}, "epochs is 2.5; expected a whole number, 1 or more"),
-            ({"batch_size": True}, "batch_size is True; expected a whole number, 1 or more"),
-            ({"learning_rate": math.nan}, "learning_rate is nan; expected a number, more than 0"),
-            ({"warmup": 1.0}, r"warmup is 1.0; expected a number, in \[0, 1\)"),
-            ({"clip": -1.0}, "clip is -1.0; expected a number, 0"),
+            ({"hidden_size": 0}, "hidden_size is 0; expected a whole number, 1 to"),
+            ({"epochs": 2.5}, "epochs is 2.5; expected a whole number, 1 to"),
+            ({"batch_size": True}, "batch_size is True; expected a whole number, 1 to"),
+            ({"learning_rate": math.nan}, "learning_rate is nan; expected a finite number, more"),
+            ({"checkpoint_seconds": math.inf}, "checkpoint_seconds is inf; expected a finite"),
+            ({"seed": 1 << 64}, "seed is 18446744073709551616; expected a whole number, 0 to"),
+            ({"data_dir": 5}, "data_dir is 5; expected a folder's path"),
+            ({"warmup": 1.0}, r"warmup is 1.0; expected a finite number, in \[0, 1\)"),
+            ({"clip": -1.0}, "clip is -1.0; expected a finite number, 0"),
             ({"backend": "fast"}, "backend is 'fast'; expected one of auto, cpu, "),
             ({"device": "tpu9"}, "device is 'tpu9'; expected auto, cpu, cuda"),
+            ({"device": "meta"}, "device is 'meta'; expected auto, cpu, cuda"),
+            ({"device": "cuda:99"}, "device is 'cuda:99', but torch sees"),
         ],
         ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
     )
@@ -222,12 +228,18 @@ class TestFolder:
         write(path, b"old")
 
         def full(_):
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(RunError, match=r"metrics\.csv cannot be written \(No space left"):
             write(path, b"new")
         assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_where_none_can_be_made_is_refused(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(RunError, match=r"run cannot be made \(.*\): choose another --out"):
+            Run.create(tmp_path / "file" / "run", {})
 
 
 class TestCheckpoint:
@@ -243,6 +255,14 @@ class TestCheckpoint:
         with pytest.raises(RunError, match=r"does not fit config\.json") as error:
             State(other).load(undisturbed.last)
         assert "\n" not in str(error.value)
+
+    def test_of_weights_alone_is_refused(self, undisturbed, dataset):
+        with pytest.raises(RunError, match=r"does not fit config\.json"):
+            State(TASK.model(TINY, dataset)).load(undisturbed.best)
+
+    def test_that_is_a_folder_is_refused(self, tmp_path, dataset):
+        with pytest.raises(RunError, match="is damaged"):
+            State(TASK.model(TINY, dataset)).load(tmp_path)
 
     def test_that_is_not_there_is_said_to_be_missing(self, tmp_path, dataset):
         with pytest.raises(RunError, match="has not reached its first checkpoint"):

@@ -50,5 +50,17 @@ def main() -> None:
     except (ConfigError, DataError, RunError, OSError) as error:
         print(f"fastrnn: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        remedy = "make --hidden-size, --batch-size, --images or --samples smaller"
+        print(f"fastrnn: memory is not enough: {remedy}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory was not enough, which torch tells by the message alone."""
+    words = ("can't allocate memory", "out of memory", "size calculation overflowed")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,7 +31,9 @@ def presets() -> None:
             "init",
             "epochs",
         ):
-            table.add_column(column, justify="left" if column in ("preset", "init") else "right")
+            justify: Literal["left", "right"] = "left" if column in ("preset", "init") else "right"
+            # A preset's name is what one comes for; the others give way on a narrow terminal.
+            table.add_column(column, justify=justify, no_wrap=column == "preset", overflow="fold")
         for preset, c in tasks.get(name).presets.items():
             warmup = f", warm-up {c.warmup:.0%}" if c.warmup else ""
             table.add_row(

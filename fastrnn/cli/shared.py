@@ -69,6 +69,7 @@ def restored(
     """The model of a run of one of these tasks, in evaluation mode, and its data.
 
     Raises:
+        ConfigError: the backend that is forced cannot run the model.
         RunError: the run is of another task.
     """
     from fastrnn import checkpoints, training
@@ -79,7 +80,10 @@ def restored(
         raise RunError(f"{folder} is a run of {task.name}; expected {' or '.join(names)}")
     dataset = training.load(config)
     weights, _ = checkpoints.read(run.best)
-    return Restored(task, config, dataset, training.restored(task, config, dataset, weights).eval())
+    model = training.restored(task, config, dataset, weights)
+    with training.forced(config):
+        training.chosen_backend(model, config, dataset)
+    return Restored(task, config, dataset, model)
 
 
 def check_images(images: int, dataset: Dataset) -> None:
@@ -105,6 +109,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)

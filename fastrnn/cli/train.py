@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,7 +74,7 @@ def train(
     given = {
         "dataset": dataset,
         "pixels": pixels,
-        "cell": cell.upper() if cell else None,
+        "cell": None if cell is None else cell.upper(),
         "hidden_size": hidden_size,
         "num_layers": num_layers,
         "initialisation": initialisation,
@@ -130,6 +131,7 @@ def _start(
         from fastrnn.data import how_to_get_mnist
 
         print(f"MNIST is not here, so the bundled 8×8 digits are used. {how_to_get_mnist()}")
+    training.check(task, config, data)
     content = {"task": task.name, "preset": preset, "settings": dataclasses.asdict(config)}
     run = Run.create(out, content)
     _train(task, config, data, run)
@@ -144,12 +146,14 @@ def _resume(task: Task, folder: Path, data_dir: Path | None, *, download: bool) 
     if stored.name != task.name:
         raise ConfigError(
             f"{folder} is a run of {stored.name}, not of {task.name}: "
-            f"fastrnn train {stored.name} --resume {folder}"
+            f"fastrnn train {stored.name} --resume {shlex.quote(str(folder))}"
         )
     if run.finished:
-        print(f"{folder} is finished: fastrnn evaluate {folder}")
+        print(f"{folder} is finished: fastrnn evaluate {shlex.quote(str(folder))}")
         return
-    _train(task, config, training.load(config, download=download), run)
+    data = training.load(config, download=download)
+    training.check(task, config, data)
+    _train(task, config, data, run)
 
 
 def _train(task: Task, config: Config, data: Dataset, run: Run) -> None:
@@ -164,7 +168,8 @@ def _train(task: Task, config: Config, data: Dataset, run: Run) -> None:
     try:
         summary = training.train(task, config, data, run, console, command_line())
     except Interrupted as stop:
-        print(f"{stop}; to continue: fastrnn train {task.name} --resume {run.folder}")
+        folder = shlex.quote(str(run.folder))
+        print(f"{stop}; to continue: fastrnn train {task.name} --resume {folder}")
         raise typer.Exit(128 + stop.number) from None
     print(
         f"{_figures(summary, 'test_')} (the weights of epoch {summary['best_epoch']}, best on "
@@ -197,6 +202,5 @@ def evaluate(
         raise ConfigError(f"--split is {split!r}; expected train, validation or test")
     task, config, data, model = restored(run, data_dir, device, backend, *tasks.NAMES)
     with training.forced(config):
-        training.chosen_backend(model, config, data)
         figures = training.evaluate(task, model, getattr(data, split), config)
     print(_figures({f"{split}_{name}": value for name, value in figures.items()}, split))
