@@ -84,18 +84,22 @@ def loss_map(nats: Tensor) -> Figure:
 
 
 def inpainted(truth: Tensor, hidden: Tensor, filled: Tensor) -> Figure:
-    """Images [N, height, width]: above with their holes, below filled; wrong pixels are red."""
+    """Images [N, height, width]: above with their holes, below filled."""
     import numpy as np
     from matplotlib.figure import Figure
 
-    def coloured(images: Tensor, marked: Tensor, colour: tuple[float, float, float]) -> np.ndarray:
-        pixels = np.repeat(images.float().numpy()[..., None], 3, 3)
-        pixels[marked.bool().numpy()] = colour
-        return pixels
-
-    masked = coloured(truth, hidden, (0.35, 0.55, 0.95))
-    result = coloured(filled, filled != truth, (0.9, 0.2, 0.15))
-    figure = Figure(figsize=(1.1 * len(truth), 2.6), layout="constrained")
+    unknown = (0.42, 0.45, 0.50)
+    right = ((0.07, 0.17, 0.33), (0.55, 0.80, 1.0))  # of 0 and of 1
+    wrong = ((0.45, 0.05, 0.05), (1.0, 0.45, 0.4))
+    masked = np.repeat(truth.float().numpy()[..., None], 3, 3)
+    result = masked.copy()
+    masked[hidden.numpy()] = unknown
+    hit = filled == truth
+    for colours, which in ((right, hidden & hit), (wrong, hidden & ~hit)):
+        for value, colour in enumerate(colours):
+            result[(which & (filled == value)).numpy()] = colour
+    figure = Figure(figsize=(1.1 * max(len(truth), 4), 2.8), layout="constrained")
+    figure.suptitle("filled pixels: blue right, red wrong; dark 0, light 1", fontsize=9)
     panels = figure.subplots(2, len(truth), squeeze=False)
     for images, row, title in zip((masked, result), panels, ("hidden", "filled"), strict=True):
         for image, panel in zip(images, row, strict=True):
