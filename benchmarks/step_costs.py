@@ -173,13 +173,15 @@ def early_loads(case: Case) -> int:
     from fastrnn.kernels import rnn_launch
 
     spread = plan(case)
-    numbers = spread.rows if spread.split else 4  # of each gate that a thread computes
+    pairs = case.hidden % 2 == 0  # a thread's two units are one word, in each of its two rows
     if case.way == "backward":
         tensors = 6  # four gates, dy, and the state before
     elif rnn_launch.narrow(case.features, case.hidden):
         tensors = case.features
+        pairs = case.hidden == spread.units  # else each unit reads the same numbers by itself
     else:
         tensors = 4 if case.cell == "lstm" else 3
+    numbers = spread.rows if spread.split else 2 if pairs else 4
     return tensors * numbers + case.packed
 
 

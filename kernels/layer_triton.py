@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .gru_triton import gru_backward_kernel, gru_forward_kernel
 from .lstm_triton import lstm_backward_kernel, lstm_forward_kernel
-from .rnn_launch import launch, narrow, plan, resident
+from .rnn_launch import launch, narrow, plan, resident, words
 from .rows import Rows, product
 from .step_launch import steps_backward, steps_forward
 
@@ -49,7 +49,7 @@ def lstm_forward(
     spread = plan(h, batch, x)
     launch(
         lstm_forward_kernel, spread, batch, x.device,
-        x, *weights, h0, c0, y, h_n, c_n, saved, kept, rows.offsets, rows.lengths,
+        x, *weights, *words(h0, c0), y, h_n, c_n, saved, kept, rows.offsets, rows.lengths,
         rows.steps, batch, 0, i, h, spread, reverse,
     )  # fmt: skip
     return y, h_n, c_n, gates, cells
@@ -84,8 +84,8 @@ def lstm_backward(
         spread = plan(h, batch, x)
         launch(
             lstm_backward_kernel, spread, batch, x.device,
-            dy, dh_n, dc_n, w_hh, c0, gates, cells, dgates, dh0, dc0, rows.offsets, rows.lengths,
-            rows.steps, batch, h, spread, reverse,
+            *words(dy, dh_n, dc_n), w_hh, *words(c0, gates, cells), dgates, dh0, dc0,
+            rows.offsets, rows.lengths, rows.steps, batch, h, spread, reverse,
         )  # fmt: skip
     else:
         dc = steps_backward(rows, dy, dh_n, w_hh, c0, cells, gates, dc_n, dgates, reverse)
@@ -124,7 +124,7 @@ def gru_forward(
     spread = plan(h, batch, x)
     launch(
         gru_forward_kernel, spread, batch, x.device,
-        x, *weights, h0, y, h_n, saved, rows.offsets, rows.lengths,
+        x, *weights, *words(h0), y, h_n, saved, rows.offsets, rows.lengths,
         rows.steps, batch, 0, i, h, spread, reverse,
     )  # fmt: skip
     return y, h_n, gates
@@ -156,8 +156,8 @@ def gru_backward(
         spread = plan(h, batch, x)
         launch(
             gru_backward_kernel, spread, batch, x.device,
-            dy, dh_n, w_hh, h0, y, gates, dgates, dh0, rows.offsets, rows.lengths,
-            rows.steps, batch, h, spread, reverse,
+            *words(dy, dh_n), w_hh, *words(h0, y, gates), dgates, dh0,
+            rows.offsets, rows.lengths, rows.steps, batch, h, spread, reverse,
         )  # fmt: skip
     else:
         dh = steps_backward(rows, dy, None, w_hh, h0, y, gates, dh_n, dgates, reverse)

@@ -18,31 +18,26 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from .rnn_triton import (
-    DYNAMIC,
+from .rnn_triton import DYNAMIC, buffer, gl, gluon, partial, put, sigmoid, tanh, total, weights
+from .rows_triton import (
     active,
     ahead,
-    buffer,
-    gl,
-    gluon,
+    existing,
+    from_memory,
+    going,
     input_bias,
     input_columns,
     input_places,
+    load,
     load_all,
     load_input,
-    partial,
     places,
     project,
-    put,
     row,
     row_after_two,
     sequences,
-    sigmoid,
-    tanh,
+    store,
     time,
-    total,
-    unit,
-    weights,
 )
 
 
@@ -63,7 +58,6 @@ def _forward_step(
     H: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """One step at time t, row r; `a` is the input's share of the gates. Returns h and c."""
-    E: tl.constexpr = y.dtype.element_ty
     put(shared, h, P)
     hs = shared.load(P.operand)
     s0 = total(partial(w[0], hs, P), P) * P.slope + a[0]
@@ -71,20 +65,12 @@ def _forward_step(
     s2 = total(partial(w[2], hs, P), P) + a[2]
     s3 = total(partial(w[3], hs, P), P) * P.slope + a[3]
     i, f, g, o, c_new, h_new = activate((s0, s1, s2, s3), c, P)
-    now = active(t, length, lengths)
-    mask = now & real
-    gl.store(y + r * H, h_new.to(E), mask=mask)
+    mask = active(t, length, real, lengths)
+    store(y, r * H, (h_new,), mask, H, P)
     if gates is not None:
-        gl.store(cells + r * H, c_new.to(E), mask=mask)
-        at = gates + r * (4 * H)
-        gl.store(at, i.to(E), mask=mask)
-        gl.store(at + H, f.to(E), mask=mask)
-        gl.store(at + 2 * H, g.to(E), mask=mask)
-        gl.store(at + 3 * H, o.to(E), mask=mask)
-    if lengths is None:
-        return h_new, c_new
-    else:
-        return gl.where(now, h_new, h), gl.where(now, c_new, c)
+        store(cells, r * H, (c_new,), mask, H, P)
+        store(gates, r * (4 * H), (i, f, g, o), mask, H, P)
+    return going(h_new, h, t, length, lengths), going(c_new, c, t, length, lengths)
 
 
 @gluon.jit(**DYNAMIC)
@@ -114,14 +100,14 @@ def lstm_forward_kernel(
     """Run `P.rows` sequences a program, first step to last (REVERSE: last to first)."""
     E: tl.constexpr = y.dtype.element_ty
     first, length, steps = sequences(lengths, T, B, P)
-    real = unit(P) < H
+    real = existing(H, P)
     state = places(H, P)
     w = weights(w_hh, 4, H, 1, H, P)
     columns = input_columns(w_ih, 4, IN, H, P)
     bias = input_bias(b_ih, b_hh, 4, 4, H, P)
-    mask = real & (length > 0)
-    h = gl.load(h0 + first * H + state, mask=mask, other=0.0).to(gl.float32)
-    c = gl.load(c0 + first * H + state, mask=mask, other=0.0).to(gl.float32)
+    mask = real[1] & (length[1] > 0)
+    h = from_memory(load(h0 + first * H + state, mask, H, P), E, P)
+    c = from_memory(load(c0 + first * H + state, mask, H, P), E, P)
     shared0 = buffer(E, P)
     shared1 = buffer(E, P)
     x += input_places(skew, 4, IN, H, P)
@@ -138,20 +124,20 @@ def lstm_forward_kernel(
     r1 = row(offsets, first, t1, B)
     r2 = row(offsets, first, time(2, steps, REVERSE), B)
     r3 = row(offsets, first, time(3, steps, REVERSE), B)
-    x0 = load_input(x, r0, t0, real, length, 4, IN, H)
-    x1 = load_input(x, r1, t1, real, length, 4, IN, H)
+    x0 = load_input(x, r0, t0, real, length, 4, IN, H, P)
+    x1 = load_input(x, r1, t1, real, length, 4, IN, H, P)
     for step in range(0, steps - 1, 2):
         t = time(step, steps, REVERSE)
-        a = project(x0, columns, bias, 4, IN, P)
-        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 4, IN, H)
+        a = project(x0, columns, bias, E, 4, IN, P)
+        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 4, IN, H, P)
         h, c = _forward_step(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
         )  # fmt: skip
         r0 = r2
         r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
         t = time(step + 1, steps, REVERSE)
-        a = project(x1, columns, bias, 4, IN, P)
-        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 4, IN, H)
+        a = project(x1, columns, bias, E, 4, IN, P)
+        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 4, IN, H, P)
         h, c = _forward_step(
             a, h, c, w, shared1, y, gates, cells, r1, t, real, length, lengths, H, P
         )  # fmt: skip
@@ -159,38 +145,39 @@ def lstm_forward_kernel(
         r3 = row_after_two(offsets, first, r3, time(step + 5, steps, REVERSE), B, REVERSE)
     if steps % 2 == 1:
         t = time(steps - 1, steps, REVERSE)
-        a = project(x0, columns, bias, 4, IN, P)
+        a = project(x0, columns, bias, E, 4, IN, P)
         h, c = _forward_step(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
         )  # fmt: skip
-    gl.store(h_n + first * H + state, h.to(E), mask=mask)
-    gl.store(c_n + first * H + state, c.to(E), mask=mask)
+    store(h_n, first * H + state, (h,), mask, H, P)
+    store(c_n, first * H + state, (c,), mask, H, P)
 
 
 @gluon.jit
 def _load_saved(
-    gates, dy, cells, c0, state, gate, r, r_before, t, t_before, real, length, H: tl.constexpr
-):
+    gates, dy, cells, c0, state, gate, r, r_before, t, t_before, real, length,
+    H: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
     """What the backward step at time t, row r, reads: i, f, g, o, dy, and c before it."""
-    mask = ahead(t, length) & real
-    before = gl.where(ahead(t_before, length), cells + r_before * H, c0) + state
-    return load_all(gates + r * (4 * H) + gate, mask, 4, H) + (
-        gl.load(dy + r * H + state, mask=mask, other=0.0),
-        gl.load(before, mask=real & (length > 0), other=0.0),
+    mask = ahead(t, length[1]) & real[1]
+    before = gl.where(ahead(t_before, length[1]), cells + r_before * H, c0)
+    return load_all(gates + r * (4 * H) + gate, mask, 4, H, P) + (
+        load(dy + r * H + state, mask, H, P),
+        load(before + state, real[1] & (length[1] > 0), H, P),
     )
 
 
 @gluon.jit
-def _factors(saved, c, P: tl.constexpr):
+def _factors(saved, c, E: tl.constexpr, P: tl.constexpr):
     """The part of a backward step that does not wait for the step before it.
 
     Returns dc per dh, di, df, dg per dc, do per dh, f, dy, and c before the step.
     """
-    i = saved[0].to(gl.float32)
-    f = saved[1].to(gl.float32)
-    g = saved[2].to(gl.float32)
-    o = saved[3].to(gl.float32)
-    before = saved[5].to(gl.float32)
+    i = from_memory(saved[0], E, P)
+    f = from_memory(saved[1], E, P)
+    g = from_memory(saved[2], E, P)
+    o = from_memory(saved[3], E, P)
+    before = from_memory(saved[5], E, P)
     tc = tanh(c, P)
     return (
         o * (1.0 - tc * tc),
@@ -199,7 +186,7 @@ def _factors(saved, c, P: tl.constexpr):
         i * (1.0 - g * g),
         tc * o * (1.0 - o),
         f,
-        saved[4].to(gl.float32),
+        from_memory(saved[4], E, P),
         before,
     )
 
@@ -210,7 +197,6 @@ def _backward_step(
     H: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """One step back from time t, row r, with its factors k. Returns dh and dc."""
-    E: tl.constexpr = dgates.dtype.element_ty
     dh_t = dh + k[6]
     dc_t = dc + dh_t * k[0]
     di = dc_t * k[1]
@@ -221,13 +207,8 @@ def _backward_step(
     put(shared[1], df, P)
     put(shared[2], dg, P)
     put(shared[3], do, P)
-    now = active(t, length, lengths)
-    mask = now & real
-    at = dgates + r * (4 * H) + gate
-    gl.store(at, di.to(E), mask=mask)
-    gl.store(at + H, df.to(E), mask=mask)
-    gl.store(at + 2 * H, dg.to(E), mask=mask)
-    gl.store(at + 3 * H, do.to(E), mask=mask)
+    mask = active(t, length, real, lengths)
+    store(dgates + r * (4 * H), gate, (di, df, dg, do), mask, H, P)
     # Four sums, so that four products are under way at once.
     dh_if = partial(w[0], shared[0].load(P.operand), P) + partial(
         w[1], shared[1].load(P.operand), P
@@ -237,10 +218,7 @@ def _backward_step(
     )
     dh_new = total(dh_if + dh_go, P)
     dc_new = dc_t * k[5]
-    if lengths is None:
-        return dh_new, dc_new
-    else:
-        return gl.where(now, dh_new, dh), gl.where(now, dc_new, dc)
+    return going(dh_new, dh, t, length, lengths), going(dc_new, dc, t, length, lengths)
 
 
 @gluon.jit(**DYNAMIC)
@@ -269,13 +247,13 @@ def lstm_backward_kernel(
     # Registers for two steps' early loads, except beside 128 units' weights.
     DEEP: tl.constexpr = P.split > 0 or P.units < 128
     first, length, steps = sequences(lengths, T, B, P)
-    real = unit(P) < H
+    real = existing(H, P)
     state = places(H, P)
     gate = places(4 * H, P)
     w = weights(w_hh, 4, 1, H, H, P)
-    mask = real & (length > 0)
-    dh = gl.load(dh_n + first * H + state, mask=mask, other=0.0).to(gl.float32)
-    dc = gl.load(dc_n + first * H + state, mask=mask, other=0.0).to(gl.float32)
+    mask = real[1] & (length[1] > 0)
+    dh = from_memory(load(dh_n + first * H + state, mask, H, P), E, P)
+    dc = from_memory(load(dc_n + first * H + state, mask, H, P), E, P)
     c0 += first * H
     shared0 = (buffer(E, P), buffer(E, P), buffer(E, P), buffer(E, P))
     shared1 = (buffer(E, P), buffer(E, P), buffer(E, P), buffer(E, P))
@@ -288,30 +266,30 @@ def lstm_backward_kernel(
     r2 = row(offsets, first, t2, B)
     r3 = row(offsets, first, time(3, steps, BACKWARDS), B)
     r4 = row(offsets, first, time(4, steps, BACKWARDS), B)
-    c = gl.load(cells + r0 * H + state, mask=ahead(t0, length) & real, other=0.0).to(gl.float32)
-    s0 = _load_saved(gates, dy, cells, c0, state, gate, r0, r1, t0, t1, real, length, H)
-    s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H)
+    c = from_memory(load(cells + r0 * H + state, ahead(t0, length[1]) & real[1], H, P), E, P)
+    s0 = _load_saved(gates, dy, cells, c0, state, gate, r0, r1, t0, t1, real, length, H, P)
+    s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H, P)
     for step in range(0, steps - 1, 2):
         t2 = time(step + 2, steps, BACKWARDS)
         t3 = time(step + 3, steps, BACKWARDS)
         t4 = time(step + 4, steps, BACKWARDS)
-        k = _factors(s0, c, P)
+        k = _factors(s0, c, E, P)
         c = k[7]
         if DEEP:
-            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H)
+            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H, P)
         else:
             t1 = time(step + 1, steps, BACKWARDS)
-            s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H)
+            s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H, P)
         t = time(step, steps, BACKWARDS)
         dh, dc = _backward_step(
             k, dh, dc, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P
         )
-        k = _factors(s1, c, P)
+        k = _factors(s1, c, E, P)
         c = k[7]
         if DEEP:
-            s1 = _load_saved(gates, dy, cells, c0, state, gate, r3, r4, t3, t4, real, length, H)
+            s1 = _load_saved(gates, dy, cells, c0, state, gate, r3, r4, t3, t4, real, length, H, P)
         else:
-            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H)
+            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H, P)
         t = time(step + 1, steps, BACKWARDS)
         dh, dc = _backward_step(
             k, dh, dc, w, shared1, dgates, gate, r1, t, real, length, lengths, H, P
@@ -322,10 +300,10 @@ def lstm_backward_kernel(
         r3 = row_after_two(offsets, first, r1, time(step + 5, steps, BACKWARDS), B, BACKWARDS)
         r4 = row_after_two(offsets, first, r2, time(step + 6, steps, BACKWARDS), B, BACKWARDS)
     if steps % 2 == 1:
-        k = _factors(s0, c, P)
+        k = _factors(s0, c, E, P)
         t = time(steps - 1, steps, BACKWARDS)
         dh, dc = _backward_step(
             k, dh, dc, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P
         )
-    gl.store(dh0 + first * H + state, dh.to(E), mask=mask)
-    gl.store(dc0 + first * H + state, dc.to(E), mask=mask)
+    store(dh0, first * H + state, (dh,), mask, H, P)
+    store(dc0, first * H + state, (dc,), mask, H, P)

@@ -19,21 +19,14 @@ from torch import Tensor
 from .gru_triton import activate as gru_activate
 from .lstm_triton import activate as lstm_activate
 from .rnn_launch import launch, plan
-from .rnn_triton import (
-    DYNAMIC,
-    buffer,
-    gl,
-    gluon,
+from .rnn_triton import DYNAMIC, buffer, gl, gluon, partial, put, total, weights
+from .rows_triton import (
     input_bias,
     input_columns,
-    partial,
     places,
-    put,
     sequences,
-    total,
     unit,
     units,
-    weights,
 )
 
 
@@ -116,7 +109,8 @@ def kernel(
     """Run `P.rows` sequences a program."""
     GATES: tl.constexpr = 3 if c is None else 4
     DRAW: tl.constexpr = thresholds is not None
-    first, length, steps = sequences(lengths, T, B, P)
+    first, both, steps = sequences(lengths, T, B, P)
+    length = both[0]
     b = gl.arange(0, P.rows, gl.SliceLayout(0, P.state))[None, :]
     mask = (unit(P) < H) & (b + first < B)
     leader = (unit(P) == 0) & (b + first < B)

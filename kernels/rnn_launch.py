@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ def plan(hidden_size: int, batch: int, like: Tensor) -> Plan:
 def resident(steps: int, hidden_size: int, like: Tensor) -> bool:
     """Whether a layer keeps its weights on chip: more than one step, and they fit."""
     return steps > 1 and fits(hidden_size, like.dtype, processor(like)[1])
+
+
+def words(*tensors: Tensor) -> Iterator[Tensor]:
+    """Tensors whose 16-bit elements pair up to words: copies of those that start between words."""
+    return (t if t.data_ptr() % 4 == 0 else t.clone() for t in tensors)
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""What the LSTM and the GRU kernels share on a GPU: the plan, the product and the walk over rows.
+"""What the LSTM and the GRU kernels compute alike on a GPU: the plan, activations and the product.
 
 One program runs a few sequences from their first step to their last. Its recurrent weights stay in
 registers; only h (forward) or the gates' gradients (backward) pass through shared memory, once a
@@ -8,7 +8,8 @@ step. All that a step computes lives in one layout [unit, row], `Plan.state`, in
   float32 FMAs; log2(split) shuffles add the parts. Every row costs its own FMAs, so few rows.
 - tensor: W_hh is the tensor cores' first operand (16 units × 16 columns), h^T the second (8 rows).
   Putting the weights first needs 8 rows instead of 16, and leaves the sums of a unit's gates in the
-  same registers of the same thread, so that nothing is exchanged before the next step.
+  same registers of the same thread, so that nothing is exchanged before the next step. A thread has
+  rows k and k + 8 of a tile of 16: these are neighbouring units (`named`), which are one word.
 
 The kernels are written in Gluon because plain Triton chooses the layouts itself, and then pays for
 conversions between them and reads its weights from shared memory in each step.
@@ -92,6 +93,16 @@ class Plan:
         return gl.NVMMADistributedLayout([2, 0], [self.warps, 1], [16, 8])
 
     @property
+    def memory(self) -> Any:
+        """Layout [unit, row] of what global memory holds; no thread differs from `state`'s."""
+        if self.split:
+            return self.state
+        own = [[1, 0], [0, 1], *([0, 8 << i] for i in range((self.rows // 8).bit_length() - 1))]
+        warps = [[16 << i, 0] for i in range(self.warps.bit_length() - 1)]
+        lanes = [[0, 2], [0, 4], [2, 0], [4, 0], [8, 0]]
+        return gl.DistributedLinearLayout(own, lanes, warps, [], [self.units, self.rows])
+
+    @property
     def weight(self) -> Any:
         """Layout [unit, column] of one gate's weights."""
         if self.split:
@@ -159,6 +170,12 @@ def sigmoid(x, P: tl.constexpr):
         return _reciprocal(1.0 + _exp2(x, P), P)
 
 
+@gluon.jit
+def named(at, P: tl.constexpr):
+    """Which unit stands at each place of a [unit, row] in layout `P.state`."""
+    return at if P.split else at // 16 * 16 + at % 8 * 2 + at // 8 % 2
+
+
 # --- the product with the recurrent weights ------------------------------------------------------
 
 
@@ -168,8 +185,8 @@ def weights(
     H: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """Each gate's [unit, column], zero past H; UNIT and COLUMN are their strides in w [_, H]."""
-    j = gl.arange(0, P.units, gl.SliceLayout(1, P.weight))[:, None]
-    k = gl.arange(0, P.units, gl.SliceLayout(0, P.weight))[None, :]
+    j = named(gl.arange(0, P.units, gl.SliceLayout(1, P.weight)), P)[:, None]
+    k = named(gl.arange(0, P.units, gl.SliceLayout(0, P.weight)), P)[None, :]
     at = w + j * UNIT + k * COLUMN
     values = ()
     for g in gl.static_range(GATES):
@@ -231,158 +248,3 @@ def partial(w, h, P: tl.constexpr):
 def total(parts, P: tl.constexpr):
     """Add the parts of the lanes that share a unit."""
     return gl.convert_layout(gl.sum(parts, axis=1), P.state) if P.split else parts
-
-
-# --- the walk over rows --------------------------------------------------------------------------
-
-
-@gluon.jit
-def sequences(lengths, T, B, P: tl.constexpr):
-    """This program's first sequence (int64), its sequences' lengths [1, row], the longest's steps.
-
-    Addresses are a scalar, from the first sequence, plus `places` [unit, row] that fit in 32 bits.
-    """
-    first = gl.program_id(0) * P.rows
-    b = first + gl.arange(0, P.rows, gl.SliceLayout(0, P.state))
-    if lengths is None:
-        length = gl.where(b < B, T, 0)
-        steps = T
-    else:
-        length = gl.load(lengths + b, mask=b < B, other=0)
-        steps = gl.load(lengths + first)
-    return first.to(gl.int64), length[None, :], steps
-
-
-@gluon.jit
-def unit(P: tl.constexpr):
-    """The units, [unit, 1]."""
-    return gl.arange(0, P.units, gl.SliceLayout(1, P.state))[:, None]
-
-
-@gluon.jit
-def places(ROW: tl.constexpr, P: tl.constexpr):
-    """Where [unit, row] lies from the first sequence's row, if rows are ROW elements apart."""
-    b = gl.arange(0, P.rows, gl.SliceLayout(0, P.state))[None, :]
-    return b * ROW + unit(P)
-
-
-@gluon.jit
-def time(step, steps, BACKWARDS: tl.constexpr):
-    """The time that a step of the walk visits."""
-    return steps - 1 - step if BACKWARDS else step
-
-
-@gluon.jit
-def row(offsets, first, t, B):
-    """Row of sequence `first` at time t; offsets have five more at either end, for early loads."""
-    return first + (B.to(gl.int64) * t if offsets is None else gl.load(offsets + 5 + t))
-
-
-@gluon.jit
-def row_after_two(offsets, first, before, t, B, BACKWARDS: tl.constexpr):
-    """Row of sequence `first` at time t, which the walk visits two steps after row `before`."""
-    if offsets is None:
-        return before - 2 * B if BACKWARDS else before + 2 * B
-    else:
-        return first + gl.load(offsets + 5 + t)
-
-
-@gluon.jit
-def active(t, length, lengths):
-    """Which sequences have a step at time t, a time that the walk visits."""
-    return length > 0 if lengths is None else t < length
-
-
-@gluon.jit
-def ahead(t, length):
-    """Which sequences have a step at time t, where t may lie before the start or past the end."""
-    return (t >= 0) & (t < length)
-
-
-@gluon.jit
-def load_all(base, mask, COUNT: tl.constexpr, STRIDE: tl.constexpr):
-    """COUNT tensors, STRIDE elements apart."""
-    values = ()
-    for k in gl.static_range(COUNT):
-        values = values + (gl.load(base + k * STRIDE, mask=mask, other=0.0),)
-    return values
-
-
-@gluon.jit
-def input_places(skew, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
-    """Where [unit, row] finds its input: features that all units share, or projected gates.
-
-    `skew` is 0, which the compiler does not know: it would see that a program of one sequence loads
-    one number, move it to a uniform register, and wait for it there and then.
-    """
-    if IN:
-        b = gl.arange(0, P.rows, gl.SliceLayout(0, P.state))[None, :]
-        # Units that are only there to fill up must not see an infinite input: 0 times it is NaN.
-        return b * IN if P.split == 0 and P.units == H else b * IN + unit(P) * skew
-    else:
-        return places(GATES * H, P)
-
-
-@gluon.jit
-def load_input(x, r, t, real, length, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr):
-    """The input of time t at row r: IN features, or GATES projected gates."""
-    mask = ahead(t, length)
-    if IN:
-        return load_all(x + r * IN, mask if x.shape[0] == 1 else mask & real, IN, 1)
-    else:
-        return load_all(x + r * (GATES * H), mask & real, GATES, H)
-
-
-@gluon.jit
-def units(v, STRIDE: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
-    """One number for each hidden unit, [unit, 1] in float32; zeros for None."""
-    layout: tl.constexpr = gl.SliceLayout(1, P.state)
-    if v is None:
-        return gl.full([P.units], 0.0, gl.float32, layout)[:, None]
-    else:
-        j = gl.arange(0, P.units, layout)
-        return gl.load(v + j * STRIDE, mask=j < H, other=0.0).to(gl.float32)[:, None]
-
-
-@gluon.jit
-def input_columns(w_ih, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P: tl.constexpr):
-    """A narrow input's weights, a column [unit, 1] for each gate and feature, times `slope`.
-
-    Not so gate 2, of the LSTM and of the GRU, whose activation is tanh; nor in what follows.
-    """
-    columns = ()
-    for k in gl.static_range(GATES):
-        for d in gl.static_range(IN):
-            value = units(w_ih + k * H * IN + d, IN, H, P)
-            columns = columns + (value if k == 2 else value * P.slope,)
-    return columns
-
-
-@gluon.jit
-def input_bias(
-    b_ih, b_hh, GATES: tl.constexpr, BOTH: tl.constexpr, H: tl.constexpr, P: tl.constexpr
-):  # fmt: skip
-    """The input's share of each gate's bias, times `slope`: b_ih, and for BOTH gates b_hh."""
-    bias = ()
-    for g in gl.static_range(GATES):
-        value = units(None if b_ih is None else b_ih + g * H, 1, H, P)
-        if b_hh is not None and g < BOTH:
-            value = value + units(b_hh + g * H, 1, H, P)
-        bias = bias + (value if g == 2 else value * P.slope,)
-    return bias
-
-
-@gluon.jit
-def project(xs, columns, bias, GATES: tl.constexpr, IN: tl.constexpr, P: tl.constexpr):
-    """The input's share of each gate, times `slope`: computed if narrow, loaded if wide."""
-    values = ()
-    for g in gl.static_range(GATES):
-        value = bias[g]
-        if IN:
-            for k in gl.static_range(IN):
-                value = value + columns[g * IN + k] * xs[k].to(gl.float32)
-        else:
-            wide = xs[g].to(gl.float32)
-            value = value + (wide if g == 2 else wide * P.slope)
-        values = values + (value,)
-    return values

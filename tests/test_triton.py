@@ -76,6 +76,7 @@ def cases() -> Iterator[Case]:
         yield Case(cell, HALF, 33, 17, 3, 32, packed=True, sms=0)
         yield Case(cell, BRAIN, 6, 17, 1, 64, reverse=True, sms=0)
         yield Case(cell, HALF, 5, 3, 28, 100, packed=True, reverse=True)
+        yield Case(cell, BRAIN, 5, 9, 28, 33, packed=True, reverse=True, sms=0)
         yield Case(cell, BRAIN, 4, 9, 1, 128, bias=False)
         yield Case(cell, HALF, 4, 3, 1, 128, scale=100)
         yield from step_cases(cell)
@@ -333,6 +334,16 @@ def test_interpreted_empty_batch_gives_empty_results_and_zero_gradients(
 
 def test_interpreted_ops_pass_opcheck(interpreted: dict[str, Any]) -> None:
     assert interpreted["opcheck"]
+
+
+def test_tensors_that_start_between_words_are_copied() -> None:
+    from fastrnn.kernels import rnn_launch
+
+    halves = torch.arange(9, dtype=HALF)
+    aligned, shifted = rnn_launch.words(halves[2:], halves[1:])
+    assert aligned.data_ptr() == halves[2:].data_ptr()
+    assert shifted.data_ptr() % 4 == 0
+    assert torch.equal(shifted, halves[1:])
 
 
 def test_the_comparison_catches_a_result_that_is_off_by_a_thousandth() -> None:

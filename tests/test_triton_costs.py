@@ -54,7 +54,8 @@ def test_the_table_holds_every_case() -> None:
 
 @pytest.mark.parametrize("case", list(step_costs.step_cases()), ids=lambda case: case.name)
 def test_the_table_has_step_kernels_that_fit_on_any_gpu(case: Case) -> None:
-    row = TABLE["cases"][case.name]
+    row, spread = TABLE["cases"][case.name], step_costs.plan(case)
+    assert not spread.dot or spread.depth >= 16  # Triton 3.6 multiplies nothing shorter
     assert row["spills"] <= 6  # reads and writes of a number or two that wait while a step is taken
     assert row.get("shared", 0) <= SHARED
 
@@ -80,9 +81,7 @@ def test_the_table_has_no_spills_one_barrier_a_step_and_no_weights_in_the_loop(c
     assert row["loads"] <= step_costs.early_loads(case)
     rows = 1 if row["mma"] else step_costs.plan(case).rows
     ways = 2 if case.way == "backward" else 1
-    # Not met: 182 for 8 rows, of which 24 store what backward needs.
-    beyond = row["mma"] and case.hidden == 32 and (case.cell, case.way) == ("lstm", "forward")
-    if case.features == 1 and case.hidden in LIMIT and not beyond:
+    if case.features == 1 and case.hidden in LIMIT:
         assert row["instructions"] / rows <= LIMIT[case.hidden] * ways
 
 
