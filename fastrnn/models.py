@@ -75,8 +75,9 @@ class PixelModel(nn.Module):
 class Inpainter(nn.Module):
     """The odds of hidden pixels, from the known ones on both sides.
 
-    A recurrent layer in each direction reads, at each pixel, its value and those above and below,
-    and which of the three are hidden; 100 rectified units and a logit follow on both states.
+    A recurrent layer in each direction reads, at each pixel, its value and those of two pixels above
+    and two below, and which of the five are hidden; 100 rectified units and a logit follow on both
+    states of a hidden pixel.
 
     Args:
         height, width: of an image, in pixels; P = height * width.
@@ -95,20 +96,22 @@ class Inpainter(nn.Module):
     ) -> None:
         super().__init__()
         self.height, self.width = height, width
-        self.recurrent = layer(cell)(6, hidden_size, num_layers, bidirectional=True)
+        self.recurrent = layer(cell)(10, hidden_size, num_layers, bidirectional=True)
         self.head = nn.Sequential(nn.Linear(2 * hidden_size, 100), nn.ReLU(), nn.Linear(100, 1))
         initialise(self.recurrent, self.head, initialisation)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Logits [P, B] of pixels x [P, B], 0 and 1 float32, of which those ``hidden`` are unread.
 
-        hidden [P, B] is bool.
+        hidden [P, B] is bool; where it is False the logit is 0.
         """
         seen = torch.stack([x * ~hidden, hidden.to(x.dtype)], 2)
-        rows = functional.pad(seen, (0, 0, 0, 0, self.width, self.width))
-        above, below = rows[: -2 * self.width], rows[2 * self.width :]
-        output, _ = self.recurrent(torch.cat([seen, above, below], 2))
-        return self.head(output).squeeze(2)
+        rows = functional.pad(seen, (0, 0, 0, 0, 2 * self.width, 2 * self.width))
+        near = [rows[k * self.width : k * self.width + len(x)] for k in range(5)]
+        output, _ = self.recurrent(torch.cat(near, 2))
+        # The head of a hidden pixel alone: all of them would cost as much as the layers.
+        logits = x.new_zeros(x.shape)
+        return logits.masked_scatter(hidden, self.head(output[hidden]).squeeze(1))
 
 
 @torch.no_grad()

@@ -45,19 +45,21 @@ class TestModel:
         assert (model(other, hidden)[9] == wanted).all() == (place == 9)
         assert (model(x, also)[9] == wanted).all() == (place == 9)
 
-    def test_a_step_has_the_pixels_above_and_below(self, model):
+    def test_a_step_has_two_pixels_above_and_two_below(self, model):
         read: list[torch.Tensor] = []
         model.recurrent.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
         x, hidden = torch.zeros(HEIGHT * WIDTH, 1), torch.zeros(HEIGHT * WIDTH, 1, dtype=torch.bool)
         changed = x.clone()
-        changed[WIDTH] = 1
+        changed[2 * WIDTH] = 1
         model(x, hidden)
         model(changed, hidden)
         assert (read[0] != read[1]).nonzero().tolist() == [
-            [0, 0, 4],
-            [WIDTH, 0, 0],
-            [2 * WIDTH, 0, 2],
+            [row * WIDTH, 0, 2 * (4 - row)] for row in range(5) if row < HEIGHT
         ]
+
+    def test_has_a_logit_for_hidden_pixels_alone(self, model):
+        hidden = torch.rand(HEIGHT * WIDTH, 30) < 0.3
+        assert torch.equal(model(_pixels(30), hidden) != 0, hidden)
 
 
 class TestPatches:

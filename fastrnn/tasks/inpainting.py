@@ -24,14 +24,14 @@ PATCHES = 6  # hidden in each image of a training batch
 SPREAD = 0.18  # of their places around the image's centre, as a share of its side
 
 
-def _best(hidden_size: int) -> Config:
+def _best(hidden_size: int, learning_rate: float) -> Config:
     return Config(
         cell="GRU",
         hidden_size=hidden_size,
         initialisation="chrono",
         epochs=15,
         batch_size=50,
-        learning_rate=1e-2,
+        learning_rate=learning_rate,
         schedule="cosine",
         warmup=0.05,
         clip=0.1,
@@ -43,8 +43,8 @@ class Inpainting:
 
     name = "inpainting"
     presets: Mapping[str, Config] = {
-        "best-gru-64": _best(64),
-        "best-gru-128": _best(128),
+        "best-gru-64": _best(64, 1e-2),
+        "best-gru-128": _best(128, 7e-3),
         "digits": Config(
             hidden_size=32,
             initialisation="chrono",
