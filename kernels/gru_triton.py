@@ -115,18 +115,18 @@ def gru_forward_kernel(
     r1 = row(offsets, first, t1, B)
     r2 = row(offsets, first, time(2, steps, REVERSE), B)
     r3 = row(offsets, first, time(3, steps, REVERSE), B)
-    x0 = load_input(x, r0, t0, real, length, 3, IN, H, P)
-    x1 = load_input(x, r1, t1, real, length, 3, IN, H, P)
+    x0 = load_input(x, r0, t0, real, length, 3, IN, H, P, REVERSE)
+    x1 = load_input(x, r1, t1, real, length, 3, IN, H, P, REVERSE)
     for step in range(0, steps - 1, 2):
         t = time(step, steps, REVERSE)
         a = project(x0, columns, bias, E, 3, IN, P)
-        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 3, IN, H, P)
+        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 3, IN, H, P, REVERSE)
         h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
         r0 = r2
         r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
         t = time(step + 1, steps, REVERSE)
         a = project(x1, columns, bias, E, 3, IN, P)
-        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 3, IN, H, P)
+        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 3, IN, H, P, REVERSE)
         h = _forward_step(a, b_n, h, w, shared1, y, gates, r1, t, real, length, lengths, H, P)
         r1 = r3
         r3 = row_after_two(offsets, first, r3, time(step + 5, steps, REVERSE), B, REVERSE)
@@ -134,17 +134,17 @@ def gru_forward_kernel(
         t = time(steps - 1, steps, REVERSE)
         a = project(x0, columns, bias, E, 3, IN, P)
         h = _forward_step(a, b_n, h, w, shared0, y, gates, r0, t, real, length, lengths, H, P)
-    store(h_n, first * H + state, (h,), mask, H, P)
+    store(h_n + first * H, state, (h,), mask, H, P)
 
 
 @gluon.jit
 def _load_saved(
     gates, dy, y, h0, state, gate, r, r_before, t, t_before, real, length,
-    H: tl.constexpr, P: tl.constexpr,
+    H: tl.constexpr, P: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
     """What the backward step at time t, row r, reads: r, z, n, m, dy, and h before it."""
-    mask = ahead(t, length[1]) & real[1]
-    before = gl.where(ahead(t_before, length[1]), y + r_before * H, h0)
+    mask = ahead(t, length[1], BACKWARDS) & real[1]
+    before = gl.where(ahead(t_before, length[1], BACKWARDS), y + r_before * H, h0)
     return load_all(gates + r * (4 * H) + gate, mask, 4, H, P) + (
         load(dy + r * H + state, mask, H, P),
         load(before + state, mask, H, P),
@@ -234,18 +234,22 @@ def gru_backward_kernel(
     r2 = row(offsets, first, t2, B)
     r3 = row(offsets, first, time(3, steps, BACKWARDS), B)
     r4 = row(offsets, first, time(4, steps, BACKWARDS), B)
-    s0 = _load_saved(gates, dy, y, h0, state, gate, r0, r1, t0, t1, real, length, H, P)
-    s1 = _load_saved(gates, dy, y, h0, state, gate, r1, r2, t1, t2, real, length, H, P)
+    s0 = _load_saved(gates, dy, y, h0, state, gate, r0, r1, t0, t1, real, length, H, P, BACKWARDS)
+    s1 = _load_saved(gates, dy, y, h0, state, gate, r1, r2, t1, t2, real, length, H, P, BACKWARDS)
     for step in range(0, steps - 1, 2):
         t2 = time(step + 2, steps, BACKWARDS)
         t3 = time(step + 3, steps, BACKWARDS)
         t4 = time(step + 4, steps, BACKWARDS)
         k = _factors(s0, E, P)
-        s0 = _load_saved(gates, dy, y, h0, state, gate, r2, r3, t2, t3, real, length, H, P)
+        s0 = _load_saved(
+            gates, dy, y, h0, state, gate, r2, r3, t2, t3, real, length, H, P, BACKWARDS
+        )
         t = time(step, steps, BACKWARDS)
         dh = _backward_step(k, dh, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P)
         k = _factors(s1, E, P)
-        s1 = _load_saved(gates, dy, y, h0, state, gate, r3, r4, t3, t4, real, length, H, P)
+        s1 = _load_saved(
+            gates, dy, y, h0, state, gate, r3, r4, t3, t4, real, length, H, P, BACKWARDS
+        )
         t = time(step + 1, steps, BACKWARDS)
         dh = _backward_step(k, dh, w, shared1, dgates, gate, r1, t, real, length, lengths, H, P)
         r0 = r2
@@ -257,4 +261,4 @@ def gru_backward_kernel(
         k = _factors(s0, E, P)
         t = time(steps - 1, steps, BACKWARDS)
         dh = _backward_step(k, dh, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P)
-    store(dh0, first * H + state, (dh,), mask, H, P)
+    store(dh0 + first * H, state, (dh,), mask, H, P)

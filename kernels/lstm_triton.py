@@ -124,12 +124,12 @@ def lstm_forward_kernel(
     r1 = row(offsets, first, t1, B)
     r2 = row(offsets, first, time(2, steps, REVERSE), B)
     r3 = row(offsets, first, time(3, steps, REVERSE), B)
-    x0 = load_input(x, r0, t0, real, length, 4, IN, H, P)
-    x1 = load_input(x, r1, t1, real, length, 4, IN, H, P)
+    x0 = load_input(x, r0, t0, real, length, 4, IN, H, P, REVERSE)
+    x1 = load_input(x, r1, t1, real, length, 4, IN, H, P, REVERSE)
     for step in range(0, steps - 1, 2):
         t = time(step, steps, REVERSE)
         a = project(x0, columns, bias, E, 4, IN, P)
-        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 4, IN, H, P)
+        x0 = load_input(x, r2, time(step + 2, steps, REVERSE), real, length, 4, IN, H, P, REVERSE)
         h, c = _forward_step(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
         )  # fmt: skip
@@ -137,7 +137,7 @@ def lstm_forward_kernel(
         r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
         t = time(step + 1, steps, REVERSE)
         a = project(x1, columns, bias, E, 4, IN, P)
-        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 4, IN, H, P)
+        x1 = load_input(x, r3, time(step + 3, steps, REVERSE), real, length, 4, IN, H, P, REVERSE)
         h, c = _forward_step(
             a, h, c, w, shared1, y, gates, cells, r1, t, real, length, lengths, H, P
         )  # fmt: skip
@@ -149,18 +149,18 @@ def lstm_forward_kernel(
         h, c = _forward_step(
             a, h, c, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P
         )  # fmt: skip
-    store(h_n, first * H + state, (h,), mask, H, P)
-    store(c_n, first * H + state, (c,), mask, H, P)
+    store(h_n + first * H, state, (h,), mask, H, P)
+    store(c_n + first * H, state, (c,), mask, H, P)
 
 
 @gluon.jit
 def _load_saved(
     gates, dy, cells, c0, state, gate, r, r_before, t, t_before, real, length,
-    H: tl.constexpr, P: tl.constexpr,
+    H: tl.constexpr, P: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
     """What the backward step at time t, row r, reads: i, f, g, o, dy, and c before it."""
-    mask = ahead(t, length[1]) & real[1]
-    before = gl.where(ahead(t_before, length[1]), cells + r_before * H, c0)
+    mask = ahead(t, length[1], BACKWARDS) & real[1]
+    before = gl.where(ahead(t_before, length[1], BACKWARDS), cells + r_before * H, c0)
     return load_all(gates + r * (4 * H) + gate, mask, 4, H, P) + (
         load(dy + r * H + state, mask, H, P),
         load(before + state, real[1] & (length[1] > 0), H, P),
@@ -266,9 +266,15 @@ def lstm_backward_kernel(
     r2 = row(offsets, first, t2, B)
     r3 = row(offsets, first, time(3, steps, BACKWARDS), B)
     r4 = row(offsets, first, time(4, steps, BACKWARDS), B)
-    c = from_memory(load(cells + r0 * H + state, ahead(t0, length[1]) & real[1], H, P), E, P)
-    s0 = _load_saved(gates, dy, cells, c0, state, gate, r0, r1, t0, t1, real, length, H, P)
-    s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H, P)
+    c = from_memory(
+        load(cells + r0 * H + state, ahead(t0, length[1], BACKWARDS) & real[1], H, P), E, P
+    )
+    s0 = _load_saved(
+        gates, dy, cells, c0, state, gate, r0, r1, t0, t1, real, length, H, P, BACKWARDS
+    )
+    s1 = _load_saved(
+        gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H, P, BACKWARDS
+    )
     for step in range(0, steps - 1, 2):
         t2 = time(step + 2, steps, BACKWARDS)
         t3 = time(step + 3, steps, BACKWARDS)
@@ -276,10 +282,14 @@ def lstm_backward_kernel(
         k = _factors(s0, c, E, P)
         c = k[7]
         if DEEP:
-            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H, P)
+            s0 = _load_saved(
+                gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H, P, BACKWARDS
+            )
         else:
             t1 = time(step + 1, steps, BACKWARDS)
-            s1 = _load_saved(gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H, P)
+            s1 = _load_saved(
+                gates, dy, cells, c0, state, gate, r1, r2, t1, t2, real, length, H, P, BACKWARDS
+            )
         t = time(step, steps, BACKWARDS)
         dh, dc = _backward_step(
             k, dh, dc, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P
@@ -287,9 +297,13 @@ def lstm_backward_kernel(
         k = _factors(s1, c, E, P)
         c = k[7]
         if DEEP:
-            s1 = _load_saved(gates, dy, cells, c0, state, gate, r3, r4, t3, t4, real, length, H, P)
+            s1 = _load_saved(
+                gates, dy, cells, c0, state, gate, r3, r4, t3, t4, real, length, H, P, BACKWARDS
+            )
         else:
-            s0 = _load_saved(gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H, P)
+            s0 = _load_saved(
+                gates, dy, cells, c0, state, gate, r2, r3, t2, t3, real, length, H, P, BACKWARDS
+            )
         t = time(step + 1, steps, BACKWARDS)
         dh, dc = _backward_step(
             k, dh, dc, w, shared1, dgates, gate, r1, t, real, length, lengths, H, P
@@ -305,5 +319,5 @@ def lstm_backward_kernel(
         dh, dc = _backward_step(
             k, dh, dc, w, shared0, dgates, gate, r0, t, real, length, lengths, H, P
         )
-    store(dh0, first * H + state, (dh,), mask, H, P)
-    store(dc0, first * H + state, (dc,), mask, H, P)
+    store(dh0 + first * H, state, (dh,), mask, H, P)
+    store(dc0 + first * H, state, (dc,), mask, H, P)

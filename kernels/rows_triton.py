@@ -17,17 +17,6 @@ from .rnn_triton import gl, gluon, named
 
 
 @gluon.jit
-def _length(lengths, first, T, B, LAYOUT: tl.constexpr, P: tl.constexpr):
-    """Steps of this program's sequences, [1, row] in LAYOUT."""
-    b = first + gl.arange(0, P.rows, gl.SliceLayout(0, LAYOUT))
-    if lengths is None:
-        length = gl.where(b < B, T, 0)
-    else:
-        length = gl.load(lengths + b, mask=b < B, other=0)
-    return length[None, :]
-
-
-@gluon.jit
 def sequences(lengths, T, B, P: tl.constexpr):
     """This program's first sequence (int64), its sequences' lengths, the longest's steps.
 
@@ -35,11 +24,15 @@ def sequences(lengths, T, B, P: tl.constexpr):
     are a scalar, from the first sequence, plus `places` [unit, row] that fit in 32 bits.
     """
     first = gl.program_id(0) * P.rows
-    # Triton 3.6 takes no layout as an argument unless it is told that it is constant.
-    length = _length(lengths, first, T, B, gl.constexpr(P.state), P)
-    stored = length if P.split else _length(lengths, first, T, B, gl.constexpr(P.memory), P)
-    steps = T if lengths is None else gl.load(lengths + first)
-    return first.to(gl.int64), (length, stored), steps
+    b = first + gl.arange(0, P.rows, gl.SliceLayout(0, P.state))
+    if lengths is None:
+        length = gl.where(b < B, T, 0)
+        steps = T
+    else:
+        length = gl.load(lengths + b, mask=b < B, other=0)
+        steps = gl.load(lengths + first)
+    stored = length if P.split else gl.convert_layout(length, gl.SliceLayout(0, P.memory))
+    return first.to(gl.int64), (length[None, :], stored[None, :]), steps
 
 
 @gluon.jit
@@ -96,9 +89,9 @@ def going(new, old, t, length, lengths):
 
 
 @gluon.jit
-def ahead(t, length):
-    """Which sequences have a step at time t, where t may lie before the start or past the end."""
-    return (t >= 0) & (t < length)
+def ahead(t, length, BACKWARDS: tl.constexpr):
+    """Which sequences have a step at time t, which may lie where the walk has ended."""
+    return (t >= 0) & (t < length) if BACKWARDS else t < length
 
 
 # --- reading and writing --------------------------------------------------------------------------
@@ -195,17 +188,18 @@ def input_places(skew, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P
 
 @gluon.jit
 def load_input(
-    x, r, t, real, length, GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P: tl.constexpr
+    x, r, t, real, length,
+    GATES: tl.constexpr, IN: tl.constexpr, H: tl.constexpr, P: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """The input of time t at row r: IN features, or GATES projected gates as memory has them."""
     values = ()
     if IN:
-        mask = ahead(t, length[0])
+        mask = ahead(t, length[0], REVERSE)
         mask = mask if x.shape[0] == 1 else mask & real[0]
         for k in gl.static_range(IN):
             values = values + (gl.load(x + r * IN + k, mask=mask, other=0.0),)
     else:
-        values = load_all(x + r * (GATES * H), ahead(t, length[1]) & real[1], GATES, H, P)
+        values = load_all(x + r * (GATES * H), ahead(t, length[1], REVERSE) & real[1], GATES, H, P)
     return values
 
 
