@@ -75,9 +75,9 @@ class PixelModel(nn.Module):
 class Inpainter(nn.Module):
     """The odds of hidden pixels, from the known ones on both sides.
 
-    A recurrent layer in each direction reads, at each pixel, its value and those of two pixels above
-    and two below, and which of the five are hidden; 100 rectified units and a logit follow on both
-    states of a hidden pixel.
+    A recurrent layer in each direction reads, at each pixel, its value and those of two pixels
+    above and two below, and which of the five are hidden; 100 rectified units and a logit follow
+    on both states of a hidden pixel.
 
     Args:
         height, width: of an image, in pixels; P = height * width.

@@ -3,8 +3,8 @@
 The first touch of fresh memory costs a page fault and the zeroing of the page: for the activations
 that a training step saves, as much time as the kernel itself. A training loop asks for the same
 sizes again at each step, so large blocks that are no longer used are kept for the next request: up
-to 1 GiB of them, and in all at most a quarter more than was ever in use at once.
-FASTRNN_CPU_POOL=0 switches the pool off.
+to an eighth of the machine's memory, or 1 GiB if that is more, and in all at most a quarter more
+than was ever in use at once. FASTRNN_CPU_POOL=0 switches the pool off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ from torch import Tensor
 
 _SMALLEST = 1 << 20  # bytes; the C library keeps smaller blocks itself
 _PAGE = 2 << 20  # a large page
-_MOST_FREE = 1 << 30  # bytes
+
+
+def _most_free() -> int:
+    """Bytes of free blocks that are kept at most."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows
+        memory = 0
+    return max(1 << 30, memory // 8)
+
+
+_MOST_FREE = _most_free()
 
 
 class Pool:
