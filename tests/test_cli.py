@@ -190,7 +190,7 @@ class TestResume:
         assert _weights(tmp_path / "run") == _weights(finished)
 
     def test_after_sigkill_at_random_moments_ends_in_the_same_bits(self, tmp_path):
-        settings = [*TINY, "--epochs", "20", "--checkpoint-seconds", "0.001"]
+        settings = [*TINY, "--epochs", "100", "--checkpoint-seconds", "0.001"]
         with _process("train", "classification", *settings, "--out", tmp_path / "whole") as whole:
             assert whole.wait(60) == 0, whole.stdout.read()
 
