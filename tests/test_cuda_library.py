@@ -31,13 +31,16 @@ class TestBuilt:
         found = cuda_resources.read(self.path)
         kept = json.loads(cuda_resources.TABLE.read_text())
         assert found.keys() == kept.keys()
-        assert len(kept) == 2 * 2 * 4 * 2 * 2  # cells, ways, arithmetics, places, architectures
-        assert not {name: facts for name, facts in found.items() if facts["stack"]}
+        assert len(kept) == 2 * 2 * 4 * 2 * 3  # cells, ways, arithmetics, places, architectures
+        # On Blackwell, where nothing was ever measured, three spill a little: no more than that.
+        spills = {name: facts["stack"] for name, facts in found.items() if facts["stack"]}
+        assert all(name.endswith(" sm_100") for name in spills)
+        assert all(stack <= kept[name]["stack"] for name, stack in spills.items())
 
     def test_loads_without_a_driver_and_tells_why_it_cannot_run(self) -> None:
         info = fastrnn.backend_info()["backends"]["cuda"]
         assert info["path"] == str(self.path)
-        assert info["architectures"] == "sm_80 sm_90 compute_90"
+        assert info["architectures"] == "sm_80 sm_90a sm_100 compute_100"
         assert info["available"] == (info.get("reason") is None)
         if not torch.cuda.is_available():
             assert info["reason"] == "torch finds no GPU"

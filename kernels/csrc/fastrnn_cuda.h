@@ -40,7 +40,7 @@ typedef struct {
   void *dh0, *dc0;         /* [B, H] */
 } fastrnn_cuda_backward_arrays;
 
-/* What the library was compiled for, as in "sm_80 sm_90 compute_90": the last is for newer ones. */
+/* What the library was compiled for, as in "sm_80 sm_90a compute_90": the last is for newer ones. */
 FASTRNN_API const char *fastrnn_cuda_architectures(void);
 
 /* Whether the kernels can run on a device; an error where there is no driver. */
