@@ -248,6 +248,19 @@ class TestInfo:
         assert status == 0
         assert all(name in out for name in TASK.presets)
 
+    def test_an_output_that_has_no_unicode_is_no_failure(self):
+        code = "import sys; sys.argv = ['fastrnn', 'presets']; from fastrnn.cli import main; main()"
+        environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "GRU 3 ? 32" in result.stdout
+
     def test_json_is_backend_info(self, fastrnn):
         status, out, _ = fastrnn("info", "--json")
         assert status == 0

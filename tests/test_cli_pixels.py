@@ -148,8 +148,13 @@ class TestErrors:
             ),
             (
                 ["inpaint", PREDICTION, "--holes", "none.npy", "--images", "3"],
-                "--images and --threshold are of generated holes",
+                "--images, --threshold and --seed are of generated holes",
             ),
+            (
+                ["inpaint", PREDICTION, "--holes", "none.npy", "--seed", "0"],
+                "--images, --threshold and --seed are of generated holes",
+            ),
+            (["inpaint", INPAINTING, "--width", "8"], "--width is of a run of pixel-prediction"),
         ],
         ids=lambda v: " ".join(v) if isinstance(v, list) else "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -45,6 +46,9 @@ def main() -> None:
     from fastrnn.data import DataError
     from fastrnn.runs import RunError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where there is no ×, a ? will do
     try:
         app()
     except (ConfigError, DataError, RunError, OSError) as error:

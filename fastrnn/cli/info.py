@@ -3,51 +3,59 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastrnn.backends import Choice
+    from fastrnn.config import Config
 
 
 def presets() -> None:
     """List the named settings."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from fastrnn import tasks
 
     for name in tasks.NAMES:
-        table = Table(title=name, title_justify="left")
-        for column in (
-            "preset",
-            "layers × H",
-            "pixels",
-            "batch",
-            "rate",
-            "schedule",
-            "clip",
-            "init",
-            "epochs",
-        ):
-            justify: Literal["left", "right"] = "left" if column in ("preset", "init") else "right"
-            # A preset's name is what one comes for; the others give way on a narrow terminal.
-            table.add_column(column, justify=justify, no_wrap=column == "preset", overflow="fold")
+        table = Table(title=name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        # What one comes for; the others give way on a narrow terminal.
+        table.add_column("preset", no_wrap=True)
+        table.add_column("layers × H")
+        for column in ("batch", "rate", "epochs"):
+            table.add_column(column, justify="right")
+        table.add_column("besides")
         for preset, c in tasks.get(name).presets.items():
-            warmup = f", warm-up {c.warmup:.0%}" if c.warmup else ""
             table.add_row(
                 preset,
                 f"{c.cell} {c.num_layers} × {c.hidden_size}",
-                c.pixels + (f", {c.input_dropout:.0%} dropped" if c.input_dropout else ""),
                 str(c.batch_size),
                 f"{c.learning_rate:g}",
-                c.schedule + warmup,
-                f"{c.clip:g}" if c.clip else "",
-                c.initialisation,
                 str(c.epochs),
+                ", ".join(_besides(c)),
             )
         Console(highlight=False).print(table)
+
+
+def _besides(config: Config) -> Iterator[str]:
+    """Settings that few presets change, where they are not the usual ones."""
+    if config.pixels != "binary":
+        yield f"{config.pixels} pixels"
+    if config.input_dropout:
+        yield f"{config.input_dropout:.0%} dropped"
+    if config.initialisation != "torch":
+        yield config.initialisation
+    if config.schedule != "constant":
+        yield config.schedule
+    if config.warmup:
+        yield f"warm-up {config.warmup:.0%}"
+    if config.clip:
+        yield f"clip {config.clip:g}"
 
 
 def info(

@@ -39,9 +39,10 @@ def inpaint(
         typer.Option(help="Share of white from which a test image's pixel is 1; as trained."),
     ] = None,
     width: Annotated[
-        int, typer.Option(help="Fillings that are followed with a pixel-prediction run.")
-    ] = 256,
-    seed: Annotated[int, typer.Option(help="Of the holes' places.")] = 0,
+        int | None,
+        typer.Option(help="Fillings that are followed with a pixel-prediction run; 256."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the generated holes' places; 0.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new folder; RUN/inpainted-HOLES if not given.")
     ] = None,
@@ -51,16 +52,20 @@ def inpaint(
 ) -> None:
     """Fill holes of test images, or of a file's, and compare with the true pixels."""
     from fastrnn import inpainting, runs, training
+    from fastrnn.config import ConfigError
 
-    check_number("--width", width, 1)
     found = restored(run, data_dir, device, backend, "pixel-prediction", "inpainting")
+    if width is not None:
+        check_number("--width", width, 1)
+        if found.task.name != "pixel-prediction":
+            raise ConfigError(f"--width is of a run of pixel-prediction; {run} is of inpainting")
     data = found.dataset
     wanted = _holes(holes, images, threshold, seed, data, found.config)
     target = out or run / f"inpainted-{Path(holes).stem}"
     with runs.new_folder(target) as folder:
         start = time.perf_counter()
         with progress("in-painting", len(wanted)) as show, training.forced(found.config):
-            done = inpainting.fill(found.model, wanted, width, show)
+            done = inpainting.fill(found.model, wanted, width or inpainting.WIDTH, show)
         facts = {
             "task": found.task.name,
             "images": len(wanted),
@@ -81,7 +86,7 @@ def _holes(
     text: str,
     images: int | None,
     threshold: float | None,
-    seed: int,
+    seed: int | None,
     dataset: Dataset,
     config: Config,
 ) -> Holes:
@@ -90,13 +95,16 @@ def _holes(
     from fastrnn.config import ConfigError
 
     if text not in holes.SIDES:
-        if not (images is threshold is None):
-            raise ConfigError("--images and --threshold are of generated holes, not of a file's")
+        if not (images is threshold is seed is None):
+            raise ConfigError(
+                "--images, --threshold and --seed are of generated holes, not of a file's"
+            )
         if not Path(text).is_file():
             raise ConfigError(f"--holes is {text!r}; expected pixel, square or a file")
         return holes.read(Path(text), dataset.height * dataset.width)
     count = min(1000, len(dataset.test)) if images is None else images
     check_images(count, dataset)
+    seed = 0 if seed is None else seed
     check_number("--seed", seed, 0)
     truth = dataset.test.images
     if threshold is not None:

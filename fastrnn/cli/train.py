@@ -145,15 +145,17 @@ def _resume(task: Task, folder: Path, data_dir: Path | None, *, download: bool) 
     run, stored, config = opened(folder, data_dir)
     if stored.name != task.name:
         raise ConfigError(
-            f"{folder} is a run of {stored.name}, not of {task.name}: "
-            f"fastrnn train {stored.name} --resume {shlex.quote(str(folder))}"
+            f"{folder} is a run of {stored.name}, not of {task.name}: {_to_resume(stored, folder)}"
         )
     if run.finished:
         print(f"{folder} is finished: fastrnn evaluate {shlex.quote(str(folder))}")
         return
-    data = training.load(config, download=download)
-    training.check(task, config, data)
-    _train(task, config, data, run)
+    _train(task, config, training.load(config, download=download), run)
+
+
+def _to_resume(task: Task, folder: Path) -> str:
+    """The command that continues a run."""
+    return f"fastrnn train {task.name} --resume {shlex.quote(str(folder))}"
 
 
 def _train(task: Task, config: Config, data: Dataset, run: Run) -> None:
@@ -168,8 +170,7 @@ def _train(task: Task, config: Config, data: Dataset, run: Run) -> None:
     try:
         summary = training.train(task, config, data, run, console, command_line())
     except Interrupted as stop:
-        folder = shlex.quote(str(run.folder))
-        print(f"{stop}; to continue: fastrnn train {task.name} --resume {folder}")
+        print(f"{stop}; to continue: {_to_resume(task, run.folder)}")
         raise typer.Exit(128 + stop.number) from None
     print(
         f"{_figures(summary, 'test_')} (the weights of epoch {summary['best_epoch']}, best on "
