@@ -73,11 +73,13 @@ class PixelModel(nn.Module):
 
 
 class Inpainter(nn.Module):
-    """The odds of hidden pixels, from the known ones on both sides.
+    """The odds of a pixel, from all the others that are known.
 
-    A recurrent layer in each direction reads, at each pixel, its value and those of two pixels
-    above and two below, and which of the five are hidden; 100 rectified units and a logit follow
-    on both states of a hidden pixel.
+    One stack of recurrent layers reads the image from its first pixel on, another from its last one
+    backwards; at each pixel they read its value and whether it is hidden. A logit comes from the
+    first one's state before a pixel, the other's after it, and the pixels around it, by 128
+    rectified units. None of these has seen the pixel itself: to the model it is always a hidden
+    one, and each pixel of an image, not only those of its holes, is one to learn from.
 
     Args:
         height, width: of an image, in pixels; P = height * width.
@@ -96,22 +98,48 @@ class Inpainter(nn.Module):
     ) -> None:
         super().__init__()
         self.height, self.width = height, width
-        self.recurrent = layer(cell)(10, hidden_size, num_layers, bidirectional=True)
-        self.head = nn.Sequential(nn.Linear(2 * hidden_size, 100), nn.ReLU(), nn.Linear(100, 1))
-        initialise(self.recurrent, self.head, initialisation)
+        self.reach = min(3, height // 4, width // 4)  # of the square around a pixel
+        around = (2 * self.reach + 1) ** 2 - 1
+        self.before = layer(cell)(2, hidden_size, num_layers)
+        self.after = layer(cell)(2, hidden_size, num_layers)
+        self.head = nn.Sequential(
+            nn.Linear(2 * (hidden_size + around), 128), nn.ReLU(), nn.Linear(128, 1)
+        )
+        for recurrent in (self.before, self.after):
+            initialise(recurrent, self.head, initialisation)
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor, asked: Tensor | None = None) -> Tensor:
         """Logits [P, B] of pixels x [P, B], 0 and 1 float32, of which those ``hidden`` are unread.
 
-        hidden [P, B] is bool; where it is False the logit is 0.
+        ``hidden`` and ``asked`` are [P, B] bool; where the latter (``hidden`` if not given) is
+        False, the logit is 0.
         """
+        asked = hidden if asked is None else asked
         seen = torch.stack([x * ~hidden, hidden.to(x.dtype)], 2)
-        rows = functional.pad(seen, (0, 0, 0, 0, 2 * self.width, 2 * self.width))
-        near = [rows[k * self.width : k * self.width + len(x)] for k in range(5)]
-        output, _ = self.recurrent(torch.cat(near, 2))
-        # The head of a hidden pixel alone: all of them would cost as much as the layers.
-        logits = x.new_zeros(x.shape)
-        return logits.masked_scatter(hidden, self.head(output[hidden]).squeeze(1))
+        # The head of these pixels alone: all of them would cost as much as the layers.
+        place, image = asked.nonzero(as_tuple=True)
+        states = []
+        for recurrent, pixels, last in (
+            (self.before, seen, place - 1),
+            (self.after, seen.flip(0), len(x) - 2 - place),
+        ):
+            output, _ = recurrent(pixels)
+            # Before an image's first pixel the state is 0.
+            states.append(output[last.clamp(min=0), image] * (last >= 0)[:, None])
+        head = self.head(torch.cat([*states, self._around(seen, place, image)], 1))
+        return x.new_zeros(x.shape).masked_scatter(asked, head.squeeze(1))
+
+    def _around(self, seen: Tensor, place: Tensor, image: Tensor) -> Tensor:
+        """What is seen [P, B, 2] in the square around each of N places; [N, ...]."""
+        reach, side = self.reach, self.width + 2 * self.reach
+        margins = functional.pad(
+            seen.view(self.height, self.width, -1, 2), (0, 0, 0, 0, *(4 * [reach]))
+        )
+        centre = (place // self.width + reach) * side + place % self.width + reach
+        steps = torch.arange(-reach, reach + 1, device=seen.device)
+        square = (steps[:, None] * side + steps).flatten()
+        others = centre[:, None] + square[square != 0]
+        return margins.flatten(0, 1)[others, image[:, None]].flatten(1)
 
 
 @torch.no_grad()

@@ -45,21 +45,33 @@ class TestModel:
         assert (model(other, hidden)[9] == wanted).all() == (place == 9)
         assert (model(x, also)[9] == wanted).all() == (place == 9)
 
-    def test_a_step_has_two_pixels_above_and_two_below(self, model):
-        read: list[torch.Tensor] = []
-        model.recurrent.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-        x, hidden = torch.zeros(HEIGHT * WIDTH, 1), torch.zeros(HEIGHT * WIDTH, 1, dtype=torch.bool)
-        changed = x.clone()
-        changed[2 * WIDTH] = 1
-        model(x, hidden)
-        model(changed, hidden)
-        assert (read[0] != read[1]).nonzero().tolist() == [
-            [row * WIDTH, 0, 2 * (4 - row)] for row in range(5) if row < HEIGHT
-        ]
+    def test_a_known_pixel_has_the_odds_that_it_would_have_hidden(self, model):
+        x, nothing = _pixels(30), torch.zeros(HEIGHT * WIDTH, 30, dtype=torch.bool)
+        known = model(x, nothing, asked=~nothing)
+        for place in range(HEIGHT * WIDTH):
+            hidden = nothing.clone()
+            hidden[place] = True
+            torch.testing.assert_close(model(x, hidden)[place], known[place])
 
-    def test_has_a_logit_for_hidden_pixels_alone(self, model):
-        hidden = torch.rand(HEIGHT * WIDTH, 30) < 0.3
+    def test_sees_the_square_around_a_pixel(self):
+        model = Inpainter(8, 12, "GRU", 6, 1)
+        seen = torch.rand(8 * 12, 3, 2)
+        place, image = torch.tensor([0, 31, 95]), torch.tensor([2, 0, 1])
+        found = model._around(seen, place, image).view(3, 24, 2)
+        for n in range(3):
+            row, column = divmod(place[n].item(), 12)
+            wanted = []
+            for r in range(row - 2, row + 3):
+                for c in range(column - 2, column + 3):
+                    inside = 0 <= r < 8 and 0 <= c < 12
+                    wanted += [seen[r * 12 + c, image[n]] if inside else torch.zeros(2)]
+            del wanted[12]
+            assert torch.equal(found[n], torch.stack(wanted))
+
+    def test_has_a_logit_where_it_is_asked_alone(self, model):
+        hidden, asked = torch.rand(2, HEIGHT * WIDTH, 30) < 0.3
         assert torch.equal(model(_pixels(30), hidden) != 0, hidden)
+        assert torch.equal(model(_pixels(30), hidden, asked) != 0, asked)
 
 
 class TestPatches:
@@ -79,18 +91,24 @@ class TestPatches:
 
 
 class TestFigures:
-    def test_are_of_the_hidden_pixels(self, model):
+    def test_are_of_the_pixels_that_are_asked_for(self, model):
         x = _pixels(7)
         torch.manual_seed(5)
         found = TASK.measure(model, x[:, :, None], torch.zeros(7), CONFIG)
         torch.manual_seed(5)
         hidden = inpainting.patches(7, HEIGHT, WIDTH)
-        logits = model(x, hidden)
+        asked = hidden | (torch.rand(x.shape) < inpainting.ASKED)
+        assert (asked != hidden).any()
+        logits = model(x, hidden, asked)
         for i in range(7):
-            mine, truth = logits[hidden[:, i], i], x[hidden[:, i], i]
-            loss = functional.binary_cross_entropy_with_logits(mine, truth)
-            torch.testing.assert_close(found["loss"][i], loss)
-            right = ((mine > 0) == (truth > 0)).float().mean()
+            for name, chosen, count in (
+                ("hidden_loss", hidden[:, i], 1),
+                ("loss", asked[:, i], HEIGHT * WIDTH),
+            ):
+                mine, truth = logits[chosen, i], x[chosen, i]
+                loss = functional.binary_cross_entropy_with_logits(mine, truth)
+                torch.testing.assert_close(found[name][i], loss * count)
+            right = ((logits[:, i] > 0) == (x[:, i] > 0))[hidden[:, i]].float().mean()
             torch.testing.assert_close(found["accuracy"][i], right)
 
     def test_grey_pixels_are_refused(self):
