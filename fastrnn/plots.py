@@ -36,7 +36,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> Figure:
         for split in ("train", "validation"):
             values = [row[f"{split}_{name}"] for row in history]
             panel.plot(epochs, values, label=split, marker="." if len(epochs) < 50 else None)
-        panel.set(xlabel="epoch", title=name)
+        panel.set(xlabel="epoch", title=name.replace("_", " "))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

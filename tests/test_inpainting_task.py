@@ -121,5 +121,5 @@ def test_learns_the_bundled_digits(fastrnn, tmp_path):
     status, _, err = fastrnn("train", "inpainting", "--dataset", "digits", "--out", "run")
     assert status == 0, err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["test_accuracy"] >= 0.79
+    assert summary["test_accuracy"] >= 0.81
     assert (tmp_path / "run" / "examples.png").exists()
