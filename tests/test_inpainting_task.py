@@ -56,15 +56,15 @@ class TestModel:
     def test_sees_the_square_around_a_pixel(self):
         model = Inpainter(8, 12, "GRU", 6, 1)
         seen = torch.rand(8 * 12, 3, 2)
-        place, image = torch.tensor([0, 31, 95]), torch.tensor([2, 0, 1])
-        found = model._around(seen, place, image).view(3, 24, 2)
-        for n in range(3):
-            row, column = divmod(place[n].item(), 12)
+        places, images = [0, 31, 95], [2, 0, 1]
+        found = model._around(seen, torch.tensor(places), torch.tensor(images)).view(3, 24, 2)
+        for n, (place, image) in enumerate(zip(places, images, strict=True)):
+            row, column = divmod(place, 12)
             wanted = []
             for r in range(row - 2, row + 3):
                 for c in range(column - 2, column + 3):
                     inside = 0 <= r < 8 and 0 <= c < 12
-                    wanted += [seen[r * 12 + c, image[n]] if inside else torch.zeros(2)]
+                    wanted += [seen[r * 12 + c, image] if inside else torch.zeros(2)]
             del wanted[12]
             assert torch.equal(found[n], torch.stack(wanted))
 
