@@ -1,1 +1,1 @@
-"""fastrnn beside torch.nn: ``python -m benchmarks.compare`` and pytest-benchmark cases."""
+"""Benchmarks of fastrnn against torch.nn; start with ``python -m benchmarks.compare``."""

@@ -1,4 +1,4 @@
-"""What is measured: a layer or cell at one size in one mode; and named grids of such cases."""
+"""The measurements. A case is a layer or cell of one size in one mode, a grid a list of cases."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,16 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: ``batch`` B, ``steps`` T, ``input`` I, ``hidden`` H, as in torch.nn."""
+    """One measurement.
+
+    Attributes:
+        cell: one of CELLS.
+        batch, steps, input, hidden: the sizes B, T, I and H.
+        layers: as torch.nn's ``num_layers``.
+        mode: one of MODES.
+        dtype: one of DTYPES.
+        device: as torch.device takes it.
+    """
 
     cell: str
     batch: int
@@ -31,7 +40,7 @@ class Case:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a case that torch.nn cannot run."""
+        """Raises ValueError if torch.nn cannot run the case."""
         for field, value, known in (
             ("cell", self.cell, CELLS),
             ("mode", self.mode, MODES),
@@ -46,17 +55,17 @@ class Case:
 
     @property
     def single_step(self) -> bool:
-        """Whether the module is a cell, which takes [B, I], or a layer, which takes [T, B, I]."""
+        """Whether the module is a cell, on [B, I], and not a layer, on [T, B, I]."""
         return self.cell.endswith("Cell")
 
     @property
     def training(self) -> bool:
-        """Whether a call is a training step (zero the gradients, forward, backward)."""
+        """Whether a call is a training step: clear the gradients, forward, backward."""
         return self.mode == "training"
 
     @property
     def forward_flops(self) -> int:
-        """Floating-point operations of the forward pass's matrix products."""
+        """Floating-point operations of the matrix products in a forward pass."""
         gates = 4 if self.cell.startswith("LSTM") else 3
         inputs = self.input + (self.layers - 1) * self.hidden
         features = inputs + self.layers * self.hidden
@@ -64,7 +73,7 @@ class Case:
 
     @property
     def key(self) -> str:
-        """The case in one readable line, unique among cases."""
+        """The case in one readable line; no two cases have the same."""
         layers = f" L{self.layers}" if self.layers > 1 else ""
         sizes = f"B{self.batch} T{self.steps} I{self.input} H{self.hidden}{layers}"
         return f"{self.cell} {self.mode} {sizes} {self.dtype} {self.device}"
@@ -81,7 +90,7 @@ def expand(
     dtype: str = "float32",
     device: str = "cpu",
 ) -> Iterator[Case]:
-    """Every combination; a shape is (T, I), where ``"H"`` is an input as wide as the state."""
+    """Every combination of the arguments; a shape is (T, I), and an I of ``"H"`` stands for H."""
     for cell, mode, hidden, batch, (steps, inputs) in product(
         cells, modes, hiddens, batches, shapes
     ):
@@ -108,7 +117,10 @@ GRIDS: dict[str, list[Case]] = {
 
 
 def grid(name: str, *, modes: Sequence[str], dtype: str, device: str) -> list[Case]:
-    """The grid called ``name``, cheap cases first so that a stopped run has the most."""
+    """The cases of the grid ``name`` in these modes.
+
+    Cheap cases come first, so that a run that is stopped has measured as many as possible.
+    """
     cases = [
         replace(case, dtype=dtype, device=device) for case in GRIDS[name] if case.mode in modes
     ]

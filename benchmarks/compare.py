@@ -1,7 +1,8 @@
-"""``python -m benchmarks.compare``: fastrnn's layers beside torch.nn's, in one process, in turn.
+"""``python -m benchmarks.compare``: times fastrnn's layers against torch.nn's.
 
-Numbers are checked before speed is told; a wrong result has no speed and makes the exit status 1.
-With --json a stopped run goes on where it was when started again.
+Both run in turn in one process. Their results are compared first: where they disagree, no speed is
+reported, and the exit status is 1. With --json, a run that was stopped continues when it is started
+again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 from rich.console import Console
 
 import fastrnn
+from fastrnn.backends import BACKENDS
 
 from . import report
 from .cases import CELLS, DTYPES, GRIDS, LAYERS, MODES, Case, expand, grid
@@ -23,31 +25,37 @@ from .memory import peak_memory
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; sizes take several values and their combinations are measured."""
+    """Parses the command line. Sizes take several values; every combination is measured."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare", description=__doc__, formatter_class=_Help
     )
     case = parser.add_argument_group("cases")
-    case.add_argument("--grid", choices=GRIDS, help="a named grid instead of the sizes below")
+    case.add_argument(
+        "--grid", choices=GRIDS, help="these cases; cells, sizes and layers are ignored"
+    )
     case.add_argument("--cells", nargs="+", choices=CELLS, default=LAYERS)
     case.add_argument("--hidden", nargs="+", type=int, default=[32, 64, 128])
     case.add_argument("--batch", nargs="+", type=int, default=[200])
     case.add_argument("--steps", nargs="+", type=int, default=[784])
-    case.add_argument("--input", nargs="+", type=_width, default=[1], help="sizes, or H for hidden")
+    case.add_argument(
+        "--input", nargs="+", type=_width, default=[1], help="sizes, or H for the hidden size"
+    )
     case.add_argument("--layers", type=int, default=1)
     case.add_argument("--mode", nargs="+", choices=MODES, default=MODES)
     case.add_argument("--dtype", choices=DTYPES, default="float32")
     case.add_argument("--device", default="cpu")
     how = parser.add_argument_group("measuring")
+    how.add_argument("--budget", type=float, default=2.0, help="seconds per case, roughly")
+    how.add_argument("--rounds", type=int, default=3, help="at least this many, whatever they take")
+    how.add_argument("--threads", type=int, help="for torch.set_num_threads")
+    how.add_argument("--backend", choices=BACKENDS, help="force one of fastrnn's backends")
     how.add_argument(
-        "--budget", type=float, default=2.0, help="seconds of timing for a case, about"
+        "--sgemm", action="store_true", help="report the share of a matrix product's rate"
     )
-    how.add_argument("--rounds", type=int, default=3, help="at least, whatever they cost")
-    how.add_argument("--threads", type=int, help="torch.set_num_threads")
-    how.add_argument("--backend", help="force one of fastrnn's backends")
-    how.add_argument("--sgemm", action="store_true", help="share of a matrix product's rate")
-    how.add_argument("--peak-memory", action="store_true", help="of a training step, each alone")
-    how.add_argument("--json", type=Path, metavar="FILE", help="write results; resume from them")
+    how.add_argument(
+        "--peak-memory", action="store_true", help="of a training step, in processes of their own"
+    )
+    how.add_argument("--json", type=Path, metavar="FILE", help="write results, or resume from them")
     return parser.parse_args(arguments)
 
 
@@ -60,7 +68,7 @@ def _width(text: str) -> int | str:
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
-    """The cases that the command line asks for."""
+    """The cases that the command line selects."""
     if options.grid:
         return grid(options.grid, modes=options.mode, dtype=options.dtype, device=options.device)
     shapes = [(steps, width) for steps in options.steps for width in options.input]
@@ -79,7 +87,7 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
 
 
 def run(case: Case, options: argparse.Namespace) -> report.Row:
-    """Measures one case, as a row of the report."""
+    """Measures one case and returns its row of the report."""
     row: report.Row = {"case": case.key, "sizes": asdict(case), "backend": backend_of(case)}
     measured = measure(case, Effort(options.budget, options.rounds))
     row |= asdict(measured)
@@ -94,7 +102,7 @@ def run(case: Case, options: argparse.Namespace) -> report.Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the comparison; returns 1 if any result was wrong."""
+    """Runs the comparison; returns the exit status, 1 if any result was wrong."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

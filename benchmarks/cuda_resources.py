@@ -15,7 +15,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from fastrnn.kernels import native
+from fastrnn.kernels.library import library_path
 
 TABLE = Path(__file__).with_name("cuda_resources.json")
 # Way, cell, arithmetic, and whether blocks meet on the grid, in a mangled name.
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
     write = parser.parse_args().write
-    table = read(native.library_path("fastrnn_cuda"))
+    table = read(library_path("fastrnn_cuda"))
     for name, facts in table.items():
         print(f"{name:48} {facts['registers']:3} registers, {facts['stack']} bytes of stack")
     if write:

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, offline, on a machine with Python, torch, Triton, a C++ compiler, cmake, ninja and
-# pytest; nothing has to be installed. Each part ends within ten minutes.
+# Runs everything that needs a GPU. It works offline and installs nothing. The machine needs Python, torch, Triton,
+# rich, pytest, cmake, ninja, a C++ compiler and, for the CUDA library, nvcc. Each part ends within ten minutes.
 #
-#   benchmarks/gpu.sh OUT              every part, one after the other
-#   benchmarks/gpu.sh OUT PART...      build tests sanitize tasks variants steps float32 bfloat16 float16 large_256
-#                                      large_512 large_1024 cuda_float32 cuda_bfloat16
+#   benchmarks/gpu.sh OUT              run every part, one after the other
+#   benchmarks/gpu.sh OUT PART...      run these parts only: build tests sanitize tasks variants steps float32 bfloat16
+#                                      float16 large_256 large_512 large_1024 cuda_float32 cuda_bfloat16
 #
-# All parts take some two hours. With half an hour, what decides most stands first: build tests, then tasks, variants,
-# cuda_bfloat16 and steps. A new machine needs build again.
+# All parts together take about two hours. If there is only half an hour, run the parts that decide most, in this order:
+# build, tests, tasks, variants, cuda_bfloat16, steps. A new machine needs "build" first.
 #
-# Leaves in OUT: a log for each part, JSON of every measurement, summary.txt.
+# OUT receives a log for each part, the measurements as JSON, and summary.txt.
+
+# shellcheck disable=SC2329 # the functions are called by name, in another bash: see the end
 set -uo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '2,13p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd)
 shift
 parts=("$@")
@@ -20,12 +22,20 @@ all=(build tests sanitize tasks variants steps float32 bfloat16 float16
      large_256 large_512 large_1024 cuda_float32 cuda_bfloat16)
 [ $# -gt 0 ] || parts=("${all[@]}")
 
-# The repository as it is when installed: kernels/ is fastrnn.kernels.
+# Link the package as an install would lay it out: kernels/ becomes fastrnn/kernels/, and the library that is built here
+# takes the place of the repository's own kernels/_native/.
 stage=${FASTRNN_STAGE:-/tmp/fastrnn-stage}
-rm -rf "$stage/fastrnn" && mkdir -p "$stage/fastrnn"
-for file in "$repo"/fastrnn/*; do [ "${file##*/}" = _native ] || ln -sfn "$file" "$stage/fastrnn/"; done
-ln -sfn "$repo/kernels" "$stage/fastrnn/kernels"
-ln -sfn "$stage/native/fastrnn/_native" "$stage/fastrnn/_native"
+native=$stage/native/fastrnn/kernels/_native # where cmake installs, see CMakeLists.txt
+link_entries() { # link_entries FROM TO: everything but what a build or Python left there
+  local entry
+  for entry in "$1"/*; do
+    case ${entry##*/} in _native | __pycache__) ;; *) ln -s "$entry" "$2/" ;; esac
+  done
+}
+rm -rf "$stage/fastrnn" && mkdir -p "$stage/fastrnn/kernels" || exit
+link_entries "$repo/fastrnn" "$stage/fastrnn"
+link_entries "$repo/kernels" "$stage/fastrnn/kernels"
+ln -s "$native" "$stage/fastrnn/kernels/_native"
 for name in benchmarks tests pyproject.toml; do ln -sfn "$repo/$name" "$stage/$name"; done
 cd "$stage" || exit
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -37,7 +47,7 @@ compare() { # compare BACKEND NAME ARGUMENT...
 build() {
   cmake -S "$repo" -B "$stage/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
     -DCMAKE_INSTALL_PREFIX="$stage/native" && cmake --build "$stage/build" --target install || exit
-  ls -l "$stage/fastrnn/_native/"
+  ls -l "$native/"
   nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv
   python3 - "$out/device.json" <<'PYTHON'
 import json, subprocess, sys
@@ -52,15 +62,15 @@ print(json.dumps(facts))
 PYTHON
 }
 
-tests() { # float64 on the CPU and compilers take most of the time: several processes, where pytest can
+tests() { # the float64 results on the CPU and the compilers take most of the time, so use several processes if possible
   local workers=()
   python3 -c 'import xdist' 2>/dev/null && workers=(-n 6) && export OMP_NUM_THREADS=2
-  # Only this file: others need packages that are not there.
+  # Only this file: the others need packages that the machine may lack.
   python3 -m pytest -q --maxfail 20 -p no:cacheprovider "${workers[@]}" -m gpu tests/test_gpu.py
 }
 
 sanitize() {
-  local failed=0
+  local failed=0 tool
   for tool in memcheck racecheck synccheck; do
     echo "== $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 170 compute-sanitizer --tool "$tool" --error-exitcode 1 \
@@ -72,11 +82,13 @@ sanitize() {
 variants() { python3 -m benchmarks.gpu_variants --json "$out/variants.json"; }
 steps() { python3 -m benchmarks.gpu_variants --steps --json "$out/steps.json"; }
 
-tasks() { # issue 3's table: T 784, I 1
-  local failed=0
+tasks() { # the layers of the tasks on pixels: T 784, I 1
+  local failed=0 mode
   for mode in inference training; do
-    compare triton "tasks-$mode" --cells LSTM GRU --hidden 32 64 128 --batch 200 500 --steps 784 --mode $mode || failed=1
-    compare triton "tasks-$mode-3x32" --cells LSTM GRU --hidden 32 --layers 3 --batch 300 500 --steps 784 --mode $mode || failed=1
+    compare triton "tasks-$mode" --cells LSTM GRU --hidden 32 64 128 --batch 200 500 --steps 784 \
+      --mode "$mode" || failed=1
+    compare triton "tasks-$mode-3x32" --cells LSTM GRU --hidden 32 --layers 3 --batch 300 500 --steps 784 \
+      --mode "$mode" || failed=1
   done
   return "$failed"
 }
@@ -85,7 +97,7 @@ grid() { # grid DTYPE HIDDEN...
   local failed=0 shape
   for shape in "784 1" "28 28" "128 H" "1024 H"; do
     compare triton "grid-$1-T${shape/ /-I}-${2}" --dtype "$1" --cells LSTM GRU --hidden "${@:2}" --batch 1 16 64 200 500 \
-      --steps ${shape% *} --input ${shape#* } --budget 0.15 || failed=1
+      --steps "${shape% *}" --input "${shape#* }" --budget 0.15 || failed=1
   done
   return "$failed"
 }
@@ -96,18 +108,18 @@ large_256() { grid float16 256; }
 large_512() { grid float16 512; }
 large_1024() { grid float16 1024; }
 
-clusters() { # issue 5's table, in a dtype
+clusters() { # clusters DTYPE: layers whose weights take several multiprocessors
   local failed=0 mode
   for mode in inference training; do
     compare cuda "clusters-$1-$mode" --dtype "$1" --cells LSTM GRU --hidden 256 512 768 1024 --batch 16 64 \
-      --steps 1024 --input H --mode $mode || failed=1
+      --steps 1024 --input H --mode "$mode" || failed=1
   done
   return "$failed"
 }
 cuda_float32() { clusters float32; }
 cuda_bfloat16() { clusters bfloat16; }
 
-export out repo stage
+export native out repo stage
 export -f compare grid clusters "${all[@]}"
 limit=${FASTRNN_PART_SECONDS:-570}
 status=0

@@ -1,10 +1,11 @@
-"""Time the Triton kernels' variants on a GPU, to check and retune the heuristic's table.
+"""Time the Triton kernels under every plan on a GPU, to check and tune the tables of plans.
 
-    python -m benchmarks.gpu_variants --json FILE      device time of each plan, in µs a step
+    python -m benchmarks.gpu_variants --json FILE      device time of each plan, in µs per step
     python -m benchmarks.gpu_variants --steps ...      the same of layers too large to stay on chip
     python -m benchmarks.gpu_variants --smoke          each form once, small, for compute-sanitizer
 
-Kernels alone, without the products around them, replayed from a CUDA graph; the median of 20.
+Times are those of the kernels alone, without the products around them, replayed from a CUDA graph;
+the median of 20.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 def plans(hidden: int, dtype: torch.dtype) -> Iterator[Any]:
     """Every plan that can keep a hidden size on chip."""
-    from fastrnn.kernels.rnn_triton import Plan
+    from fastrnn.kernels.triton.plans import Plan
 
     units = next(u for u in (32, 64, 128) if hidden <= u)
     if units < 128:
@@ -43,12 +44,11 @@ def calls(
     cell: str, dtype: torch.dtype, hidden: int, batch: int, steps: int
 ) -> dict[str, Callable[[Any], None]]:
     """A kernel's launch for each of inference, forward and backward, given a plan."""
-    import importlib
+    from fastrnn.kernels.triton.launch import launch
+    from fastrnn.kernels.triton.sequence import backward_kernel, forward_kernel
 
-    from fastrnn.kernels.rnn_launch import launch
-
-    module = importlib.import_module(f"fastrnn.kernels.{cell}_triton")
-    gates = 4 if cell == "lstm" else 3
+    lstm = cell == "lstm"
+    gates = 4 if lstm else 3
 
     def new(*shape: int) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=dtype) * 0.3
@@ -57,33 +57,25 @@ def calls(
     x, w_ih, w_hh = new(n, 1), new(gates * hidden, 1), new(gates * hidden, hidden)
     b_ih, b_hh = new(gates * hidden), new(gates * hidden)
     y, saved, dgates = new(n, hidden), new(n, 4 * hidden), new(n, 4 * hidden)
-    h0, h_n, dh_n, dh0, c0, c_n, dc_n, dc0 = (new(batch, hidden) for _ in range(8))
-    dy, cells = new(n, hidden), new(n, hidden)
-    lstm = cell == "lstm"
-    # The state's cell half goes to the LSTM only.
-    given = (h0, c0) if lstm else (h0,)
-    last = (h_n, c_n) if lstm else (h_n,)
-    keep = (saved, cells) if lstm else (saved,)
-    none = (None, None) if lstm else (None,)
+    h0, h_n, dh_n, dh0 = (new(batch, hidden) for _ in range(4))
+    c0, c_n, dc_n, dc0 = (new(batch, hidden) if lstm else None for _ in range(4))
+    dy, cells = new(n, hidden), new(n, hidden) if lstm else None
+    size = (None, None, steps, batch)
 
     def forward(kept: tuple[Tensor | None, ...], plan: Any) -> None:
-        head = (x, w_ih, w_hh, b_ih, b_hh, *given, y, *last, *kept, None, None)
-        kernel = getattr(module, f"{cell}_forward_kernel")
-        launch(kernel, plan, batch, x.device, *head, steps, batch, 0, 1, hidden, plan, False)
+        tensors = (x, w_ih, w_hh, b_ih, b_hh, h0, c0, y, h_n, c_n, *kept)
+        tail = (*size, 0, 1, hidden, plan, lstm, False)
+        launch(forward_kernel, plan, batch, x.device, *tensors, *tail)
 
     def backward(plan: Any) -> None:
-        head: tuple[Tensor, ...]
-        if lstm:
-            head = (dy, dh_n, dc_n, w_hh, c0, saved, cells, dgates, dh0, dc0)
-        else:
-            head = (dy, dh_n, w_hh, h0, y, saved, dgates, dh0)
-        kernel = getattr(module, f"{cell}_backward_kernel")
-        tail = (None, None, steps, batch, hidden, plan, False)
-        launch(kernel, plan, batch, x.device, *head, *tail)
+        before = (c0, cells) if lstm else (h0, y)
+        tensors = (dy, dh_n, dc_n, w_hh, *before, saved, dgates, dh0, dc0)
+        tail = (*size, hidden, plan, lstm, False)
+        launch(backward_kernel, plan, batch, x.device, *tensors, *tail)
 
     return {
-        "inference": lambda plan: forward(none, plan),
-        "forward": lambda plan: forward(keep, plan),
+        "inference": lambda plan: forward((None, None), plan),
+        "forward": lambda plan: forward((saved, cells), plan),
         "backward": backward,
     }
 
@@ -107,16 +99,17 @@ def seconds(call: Callable[[], None]) -> float:
 
 
 def measure() -> Iterator[dict[str, Any]]:
-    """Every plan at the sizes that the heuristic tells apart; the chosen one is marked."""
-    from fastrnn.kernels.rnn_launch import choose
+    """Every plan at the sizes that lead to different ones; the chosen one is marked."""
+    from fastrnn.kernels.triton.launch import processor
+    from fastrnn.kernels.triton.plans import choose_plan
 
-    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    device = processor(torch.device("cuda", 0))
     steps = 784
     for cell in ("lstm", "gru"):
         for dtype in DTYPES:
             for hidden in (32, 64) if dtype == torch.float32 else (32, 64, 128):
                 for batch in (16, 200, 500, 2000):
-                    chosen = choose(hidden, batch, dtype, sms)
+                    chosen = choose_plan(hidden, batch, dtype, device)
                     for way, call in calls(cell, dtype, hidden, batch, steps).items():
                         for plan in plans(hidden, dtype):
                             row: dict[str, Any] = {"cell": cell, "way": way, "hidden": hidden}
@@ -126,39 +119,44 @@ def measure() -> Iterator[dict[str, Any]]:
                                 row["us_a_step"] = (
                                     1e6 * seconds(functools.partial(call, plan)) / steps
                                 )
-                            except Exception as error:  # too many registers, most likely
+                            except Exception as error:  # most likely too many registers
                                 row["error"] = str(error)[:200]
                             yield row
 
 
 def measure_steps() -> Iterator[dict[str, Any]]:
-    """Whole layers in steps: a launch for each, and all in one, with every size of program."""
+    """Whole layers in steps, in one launch each and all in one, with every size of program."""
     from unittest import mock
 
-    from fastrnn.kernels import layer_triton, step_launch
+    from fastrnn.kernels.contract import CELLS
+    from fastrnn.kernels.products import tf32
+    from fastrnn.kernels.triton import launch, layer
+    from fastrnn.kernels.triton.plans import Processor, choose_step_plan
 
     steps = 128
     for cell, hidden, batch, dtype in itertools.product(
         ("lstm", "gru"), (256, 1024), (1, 16, 64, 200), DTYPES
     ):
-        gates = 4 if cell == "lstm" else 3
+        record = CELLS[cell]
+        width = record.gates * hidden
         shapes: list[tuple[int, ...]] = [(steps * batch, hidden)]
-        shapes += [(batch, hidden)] * (2 if cell == "lstm" else 1)
-        shapes += [(gates * hidden, hidden)] * 2 + [(gates * hidden,)] * 2
-        given = [torch.randn(s, device="cuda", dtype=dtype) * 0.1 for s in shapes]
-        chosen = step_launch.step_plan(hidden, batch, given[0])
-        tf32 = chosen.precision == "tf32"
-        sizes = [step_launch.choose_step(hidden, batch, dtype, n, 32, tf32) for n in (1, 9999)]
-        forward = getattr(layer_triton, f"{cell}_forward")
+        shapes += [(batch, hidden)] * record.states
+        shapes += [(width, hidden)] * 2 + [(width,)] * 2
+        x, *given = [torch.randn(s, device="cuda", dtype=dtype) * 0.1 for s in shapes]
+        states, weights = given[: record.states], given[record.states :]
+        processors = [launch.processor(x.device), Processor(1), Processor(9999)]
+        chosen, *sizes = [
+            choose_step_plan(hidden, batch, dtype, device, tf32()) for device in processors
+        ]
+        call = functools.partial(layer.forward, record, x, states, weights, None, False, True)
         for plan in {
             dataclasses.replace(p, persistent=o) for p in (*sizes, chosen) for o in (True, False)
         }:
             row: dict[str, Any] = {"cell": cell, "way": "forward", "hidden": hidden}
             row |= {"dtype": str(dtype), "batch": batch}
             row |= {"plan": str(plan), "chosen": plan == chosen}
-            with mock.patch.object(step_launch, "step_plan", lambda *_, plan=plan: plan):
+            with mock.patch.object(launch, "choose_step_plan", lambda *_, plan=plan: plan):
                 try:
-                    call = functools.partial(forward, *given, None, False, True)
                     row["us_a_step"] = 1e6 * seconds(call) / steps
                 except Exception as error:  # more programs than run at once
                     row["error"] = str(error)[:200]
@@ -166,7 +164,7 @@ def measure_steps() -> Iterator[dict[str, Any]]:
 
 
 def smoke() -> None:
-    """Each form and direction once, of both libraries, at a size that a sanitizer can follow."""
+    """Runs each form and direction of both GPU backends once, small enough for a sanitizer."""
     import fastrnn
 
     for cell in ("lstm", "gru"):
@@ -187,7 +185,7 @@ def smoke() -> None:
 
 
 def main() -> None:
-    """Measure, print the best beside the chosen, and keep all in a file."""
+    """Measure, print the best plan next to the chosen one, and keep all in a file."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--steps", action="store_true")

@@ -1,4 +1,4 @@
-"""Measures one case: torch.nn and fastrnn in one process, in turn, and only if they agree."""
+"""Measures one case: torch.nn and fastrnn, in turn in one process, and only if they agree."""
 
 import gc
 import math
@@ -18,7 +18,7 @@ from fastrnn import backends
 from .cases import DTYPES, Case
 from .clocks import Clock, clock_for
 
-# Relative errors ‖a − b‖ / ‖b‖ of either side against exact arithmetic: (forward, gradients).
+# Relative errors ‖a − b‖ / ‖b‖ that each peer may have against exact results: forward, gradients.
 TOLERANCES = {
     "float64": (1e-12, 1e-11),
     "float32": (1e-6, 1e-5),
@@ -32,7 +32,7 @@ PEERS: dict[str, ModuleType] = {"torch": nn, "fastrnn": fastrnn}
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a case may take: about ``budget`` seconds, but at least ``rounds`` rounds."""
+    """How long to measure a case: about ``budget`` seconds, and at least ``rounds`` rounds."""
 
     budget: float = 2.0
     rounds: int = 3
@@ -40,7 +40,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call. Zeroing the gradients counts as forward; inference has no backward."""
+    """Seconds of one call. Clearing the gradients counts as forward; backward is 0 in inference."""
 
     forward: float
     backward: float
@@ -49,7 +49,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Medians over ``rounds``; or, where the two disagree, what is wrong and no times."""
+    """Each peer's medians over all rounds; or, if their results disagree, what is wrong."""
 
     wrong: tuple[str, ...] = ()
     torch: Times | None = None
@@ -58,7 +58,7 @@ class Measurement:
 
 
 class Subject:
-    """A module with the case's input, called in the case's mode."""
+    """A module and the input of a case, called in the case's mode."""
 
     def __init__(self, case: Case, module: nn.Module) -> None:
         self.module = module.train(case.training)
@@ -74,7 +74,7 @@ class Subject:
         self.x, self.dy = draw(case.input), draw(case.hidden)
 
     def call(self, clock: Clock) -> tuple[Times, list[Tensor]]:
-        """One inference or training step: the times of its parts, and its outputs."""
+        """Runs one inference or training step; returns the times of its parts and its outputs."""
         with torch.set_grad_enabled(self.training):
             start = clock.mark()
             for parameter in self.parameters:
@@ -93,14 +93,14 @@ class Subject:
         return times, outputs
 
     def sample(self, clock: Clock, calls: int) -> Times:
-        """The mean times of ``calls`` calls in a row."""
+        """The mean times over ``calls`` calls in a row."""
         clock.prepare()
         times = [self.call(clock)[0] for _ in range(calls)]
         return _reduce(fmean, times)
 
 
 def build(case: Case, peer: str) -> Subject:
-    """The module of ``peer``, one of PEERS; every peer's has the same weights and input."""
+    """The module of ``peer``, one of PEERS, with its input; weights and input are alike for all."""
     torch.manual_seed(0)
     layers = () if case.single_step else (case.layers,)
     module: nn.Module = getattr(PEERS[peer], case.cell)(case.input, case.hidden, *layers)
@@ -108,10 +108,10 @@ def build(case: Case, peer: str) -> Subject:
 
 
 def measure(case: Case, effort: Effort) -> Measurement:
-    """Checks that the two agree, then times them in turn.
+    """Checks that both peers agree, then times them in turn.
 
-    The checking calls warm up. Where they alone spend the budget they count as the first round too:
-    beside calls that long, warming up is nothing.
+    The calls for the check also warm up. If they are so long that they spend the budget, they count
+    as the first round: warming up is negligible then.
     """
     theirs, ours = build(case, "torch"), build(case, "fastrnn")
     clock = clock_for(torch.device(case.device))
@@ -138,14 +138,14 @@ def measure(case: Case, effort: Effort) -> Measurement:
 def _check(
     case: Case, theirs: Subject, ours: Subject, clock: Clock
 ) -> tuple[tuple[Times, Times], tuple[str, ...]]:
-    """One call of each: their times, and what of the results differs, in words."""
+    """Calls each peer once; returns their times, and in words where their results differ."""
     their_times, their_outputs = theirs.call(clock)
     our_times, our_outputs = ours.call(clock)
     forward, gradients = TOLERANCES[_arithmetic(case)]
     wrong = [
         f"output {i}: relative error {error:.1e}"
         for i, (a, b) in enumerate(zip(our_outputs, their_outputs, strict=True))
-        if not (error := relative_error(a, b)) <= 2 * forward  # each side may err; NaN is wrong
+        if not (error := relative_error(a, b)) <= 2 * forward  # both may err; NaN is wrong
     ]
     if case.training:
         named = ours.module.named_parameters()
@@ -158,7 +158,7 @@ def _check(
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """‖actual − expected‖ / ‖expected‖, summed in float64; ‖actual‖ where nothing is expected."""
+    """‖actual − expected‖ / ‖expected‖ in float64; ‖actual‖ if ``expected`` is all zeros."""
 
     def norm(values: Tensor) -> float:
         return torch.linalg.vector_norm(values.detach(), dtype=torch.float64).item()
@@ -167,7 +167,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def backend_of(case: Case) -> str:
-    """The backend that fastrnn takes for the case."""
+    """The name of the backend that fastrnn chooses for the case."""
     choice = backends.explain(
         case.cell.removesuffix("Cell"),
         batch=case.batch,
@@ -182,7 +182,7 @@ def backend_of(case: Case) -> str:
 
 
 def sgemm_rate(case: Case) -> float:
-    """Floating-point operations a second of a large matrix product in the case's dtype, now."""
+    """Operations per second of a large matrix product in the case's dtype, measured now."""
     size, device = 2048, torch.device(case.device)
     clock = clock_for(device)
     a = torch.rand(size, size, device=device).to(DTYPES[case.dtype])
@@ -197,7 +197,7 @@ def sgemm_rate(case: Case) -> float:
 
 
 def _arithmetic(case: Case) -> str:
-    """The arithmetic whose tolerance applies: the dtype, or TF32 where torch would use it."""
+    """The key of TOLERANCES: the dtype, or tf32 where torch would use that."""
     tf32 = case.device.startswith("cuda") and torch.backends.cudnn.allow_tf32
     return "tf32" if case.dtype == "float32" and tf32 else case.dtype
 
@@ -210,7 +210,7 @@ def _flatten(outputs: Tensor | tuple[Any, ...]) -> list[Tensor]:
 
 
 def _reduce(function: Callable[[list[float]], float], times: Iterable[Times]) -> Times:
-    """``function`` of the forward times, of the backward times and of the totals."""
+    """Applies ``function`` to the forward times, to the backward times and to the totals."""
     parts = zip(*(astuple(each) for each in times), strict=True)
     return Times(*(function(list(part)) for part in parts))
 

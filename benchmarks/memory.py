@@ -1,8 +1,8 @@
-"""Peak memory of one training step, each layer in a process of its own.
+"""Peak memory of one training step, measured in a process of its own.
 
-``python -m benchmarks.memory torch '{"cell": "LSTM", …}'`` prints bytes: on CPU how far the
-resident set, at its peak, stands above what it was with module and input ready (Linux only), on
-CUDA the same of torch's allocator.
+``python -m benchmarks.memory torch '{"cell": "LSTM", …}'`` prints bytes. The count starts once the
+module and its input exist. On CPU it is the growth of the resident set to its peak (Linux only), on
+CUDA the growth of what torch's allocator has handed out.
 """
 
 import ctypes
@@ -23,7 +23,10 @@ from .measure import PEERS, build
 def peak_memory(case: Case, peer: str, backend: str | None = None) -> int:
     """Bytes that one training step needs, measured in a new process.
 
-    ``peer`` is one of PEERS; ``backend`` forces one of fastrnn's.
+    Args:
+        case: what to run.
+        peer: one of PEERS.
+        backend: one of fastrnn's, to force it.
     """
     command = [sys.executable, "-m", __name__, peer, json.dumps(asdict(case))]
     environment = os.environ | ({"FASTRNN_BACKEND": backend} if backend else {})
@@ -31,7 +34,8 @@ def peak_memory(case: Case, peer: str, backend: str | None = None) -> int:
 
 
 def _growth(case: Case, peer: str) -> int:
-    # A step of the smallest size first loads what loads lazily: thread pools, autograd's engine.
+    """Bytes that one training step adds to this process's memory at its peak."""
+    # A tiny step first starts what starts on first use: thread pools, autograd's engine.
     small = replace(case, batch=1, steps=1)
     build(small, peer).call(HostClock())
     subject = build(case, peer)
@@ -42,7 +46,7 @@ def _growth(case: Case, peer: str) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the present
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present
     before = _status("VmRSS")
     subject.call(HostClock())
     return _status("VmHWM") - before
@@ -60,5 +64,5 @@ def _status(field: str) -> int:
 if __name__ == "__main__":
     peer, case = sys.argv[1:]
     if peer not in PEERS:
-        raise SystemExit(f"{peer!r} is not one of {', '.join(PEERS)}")
+        raise SystemExit(f"unknown peer {peer!r}; expected one of {', '.join(PEERS)}")
     print(_growth(Case(**json.loads(case)), peer))

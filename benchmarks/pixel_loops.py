@@ -1,7 +1,8 @@
-"""Completing and scoring images with the pixel loop, beside what torch.nn would take for the same.
+"""Completing and scoring images with the pixel loop, compared with torch.nn.
 
 ``python -m benchmarks.pixel_loops`` prints medians of a few rounds, all peers in turn. Peers that
-would take minutes run a slice, whose time is scaled: the table says what was run.
+would take minutes run a share of the work, and their time is scaled up; the table says what was
+run.
 """
 
 import argparse
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastrnn import holes, inpainting, pixels
-from fastrnn.models import PixelModel
+from fastrnn.tasks import filling, holes, pixels
+from fastrnn.tasks.models import PixelModel
 
 from .measure import relative_error
 
@@ -27,7 +28,13 @@ TOLERANCE = 1e-5  # relative, of logits and log-likelihoods against torch.nn's
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to do the work: ``run`` does one ``share``-th of it."""
+    """A way to do the work.
+
+    Attributes:
+        name: for the table.
+        run: does a share of the work.
+        share: of the work, in (0, 1].
+    """
 
     name: str
     run: Callable[[], object]
@@ -35,7 +42,7 @@ class Peer:
 
 
 class Vendor:
-    """torch.nn's layer with a pixel model's weights, and the model's head."""
+    """A pixel model on torch.nn's layer, with the same weights."""
 
     def __init__(self, model: PixelModel) -> None:
         recurrent = model.recurrent
@@ -44,25 +51,25 @@ class Vendor:
         self.head = model.head
 
     def read(self, images: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Logits [B, n] of the pixel after each of images [B, n], and the state."""
+        """Logits [B, n] of the pixel after each of images [B, n] uint8, and the final state."""
         output, state = self.layer(images.t().unsqueeze(2).float(), state)
         return self.head(output).squeeze(2).t(), state
 
     def score(self, images: Tensor) -> Tensor:
-        """Log-likelihoods [N], given the first pixels."""
+        """Log-likelihoods [N] float64 of images [N, P] uint8, given their first pixels; in nats."""
         logits, _ = self.read(images[:, :-1])
         wanted = images[:, 1:].float()
         losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return -losses.sum(1, dtype=torch.float64)
 
     def draw(self, uniforms: Tensor, logit: Tensor, state: Any) -> None:
-        """Steps through pixels [B, n] drawn with uniforms [B, n]."""
+        """Draws pixels [B, n] one by one with uniforms [B, n], from a logit [B] and a state."""
         for u in uniforms.unbind(1):
             logits, state = self.read((u < logit.sigmoid()).unsqueeze(1), state)
             logit = logits[:, 0]
 
     def complete_by_steps(self, prefix: Tensor, uniforms: Tensor) -> None:
-        """Steps every sample through the pixels that are known, and on."""
+        """Steps every sample through the known pixels, then draws the others."""
         prefix = prefix.repeat_interleave(uniforms.shape[1], 0)
         state = None
         for known in prefix.split(1, 1):
@@ -70,7 +77,7 @@ class Vendor:
         self.draw(uniforms.flatten(0, 1), logits[:, 0], state)
 
     def complete_with_prefix_shared(self, prefix: Tensor, uniforms: Tensor) -> None:
-        """Reads what is known once for all samples of an image, as one sequence."""
+        """Reads the known pixels once for all samples of an image, as one sequence."""
         samples = uniforms.shape[1]
         logits, state = self.read(prefix)
         state = (
@@ -82,17 +89,17 @@ class Vendor:
 
 
 def filled(images: Tensor, hidden: Tensor) -> Tensor:
-    """Images [N * 2^k, P] with every filling of their k hidden pixels each."""
-    holes = hidden.nonzero()[:, 1].view(len(images), -1)
-    k = holes.shape[1]
+    """Images [N * 2^k, P] with every filling of the k hidden pixels of each."""
+    places = hidden.nonzero()[:, 1].view(len(images), -1)
+    k = places.shape[1]
     each = torch.arange(2**k)[:, None] >> torch.arange(k - 1, -1, -1) & 1
     rows = images.repeat_interleave(2**k, 0)
     values = each.to(images.dtype).repeat(len(images), 1)
-    return rows.scatter_(1, holes.repeat_interleave(2**k, 0), values)
+    return rows.scatter_(1, places.repeat_interleave(2**k, 0), values)
 
 
 def require_agreement(what: str, ours: Tensor, theirs: Tensor) -> None:
-    """Refuses to time what is wrong."""
+    """Exits if our numbers differ from torch.nn's: wrong results are not timed."""
     if not (error := relative_error(ours, theirs)) <= TOLERANCE:
         raise SystemExit(f"{what}: relative error {error:.1e} against torch.nn; nothing is timed")
 
@@ -127,14 +134,14 @@ def scoring(model: PixelModel, count: int) -> list[Peer]:
     hidden = holes.generate(images, SIDE, SIDE, "square", seed=2).hidden
     few = min(count, 64)
     candidates = filled(images[:few], hidden[:few])
-    _, likeliest = inpainting.by_likelihood(model, images[:few], hidden[:few])
+    _, likeliest = filling.by_likelihood(model, images[:few], hidden[:few])
     each = vendor.score(candidates)
     require_agreement("scoring", likeliest, each.view(few, -1).amax(1))
     require_agreement("scoring from the start", pixels.score(model, candidates), each)
     return [
         Peer(
             "fastrnn, forked at each hole",
-            lambda: inpainting.by_likelihood(model, images, hidden),
+            lambda: filling.by_likelihood(model, images, hidden),
         ),
         Peer("fastrnn, from the start", lambda: pixels.score(model, candidates), few / count),
         Peer("torch.nn, from the start", lambda: vendor.score(candidates), few / count),
@@ -150,7 +157,7 @@ def report(title: str, peers: list[Peer], rounds: int) -> None:
             peer.run()
             own.append((time.perf_counter() - start) / peer.share)
     first = median(times[0])
-    print(f"\n{title}\n\n| | run | seconds | beside fastrnn |\n|---|---|---|---|")
+    print(f"\n{title}\n\n| | run | seconds | relative to fastrnn |\n|---|---|---|---|")
     for peer, own in zip(peers, times, strict=True):
         share = "all" if peer.share == 1 else f"1/{1 / peer.share:.4g}"
         print(f"| {peer.name} | {share} | {median(own):.3g} | {median(own) / first:.3g} |")

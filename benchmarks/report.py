@@ -1,4 +1,4 @@
-"""Where results go: a JSON file that a stopped run resumes from, and a table of ratios."""
+"""Where results go: a JSON file, from which a stopped run resumes, and a table of ratios."""
 
 import datetime
 import json
@@ -18,19 +18,19 @@ Row = dict[str, Any]  # one case's results, as in the JSON file
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a number depends on beside the case: machine, versions, commit, threads."""
+    """What a time depends on apart from the case: machine, threads, versions, commit."""
     return {
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "fastrnn": fastrnn.__version__,  # "unknown" of a source tree, as gpu.sh stages one
+        "fastrnn": fastrnn.__version__,  # "unknown" in a tree that is not installed, see gpu.sh
         "commit": _commit() or "unknown",
     }
 
 
 def _commit() -> str:
-    """The repository's commit; empty where there is none, or no git to ask."""
+    """The repository's commit; empty if there is no repository or no git."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(
@@ -56,10 +56,14 @@ def _device_name(device: str) -> str:
 
 
 class ResultFile:
-    """The rows measured so far, by case; written after each one so that a killed run resumes."""
+    """The rows measured so far, by case; written after each one, so that a killed run resumes."""
 
     def __init__(self, path: Path | None, facts: dict[str, Any]) -> None:
-        """Reads what ``path`` holds; raises ValueError if it was measured under other facts."""
+        """Reads ``path`` if it exists; None keeps the rows in memory only.
+
+        Raises:
+            ValueError: the file was measured under other ``facts``.
+        """
         self._path = path
         self._facts = facts
         self.rows: dict[str, Row] = {}
@@ -69,13 +73,13 @@ class ResultFile:
         changed = [name for name, fact in facts.items() if stored["environment"].get(name) != fact]
         if changed:
             raise ValueError(
-                f"{path} was measured with another {', '.join(changed)}, so new results do not "
-                "belong in it: remove it or name another file"
+                f"{path} was measured with another {', '.join(changed)}, so new results cannot "
+                "be added to it: remove it or name another file"
             )
         self.rows = {row["case"]: row for row in stored["results"]}
 
     def add(self, row: Row) -> None:
-        """Takes in one case's results and writes the file."""
+        """Adds the results of one case and writes the file."""
         self.rows[row["case"]] = row
         if self._path is None:
             return
@@ -87,14 +91,14 @@ class ResultFile:
 
 
 def ratio(row: Row, part: str = "total") -> float | None:
-    """torch.nn's time over fastrnn's; None where there is no speed to tell."""
+    """torch.nn's time divided by fastrnn's; None if there is none to report."""
     if row["wrong"] or not row["fastrnn"][part]:
         return None
     return float(row["torch"][part] / row["fastrnn"][part])
 
 
 def line(row: Row) -> str:
-    """One case's result in one line."""
+    """The result of one case in one line."""
     if row["wrong"]:
         return f"{row['case']}: WRONG: {', '.join(row['wrong'])}"
     ours, theirs = (row[peer]["total"] * 1e3 for peer in ("fastrnn", "torch"))
@@ -102,7 +106,7 @@ def line(row: Row) -> str:
 
 
 def table(rows: Iterable[Row]) -> Table:
-    """One line a case; a wrong result shows what is wrong instead of speeds."""
+    """A line per case; a wrong result shows what is wrong instead of times."""
     rows = list(rows)
     shown = Table("case", "backend", title="torch.nn / fastrnn, medians")
     extras = [name for name in ("sgemm share", "memory ratio") if any(name in row for row in rows)]
@@ -120,7 +124,7 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def means(rows: Iterable[Row]) -> list[str]:
-    """The geometric mean of the ratios of each cell and mode, and of all, in words."""
+    """A line on the ratios of each cell and mode, and one on all of them."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         if (value := ratio(row)) is not None:

@@ -1,15 +1,15 @@
 """What one step of the Triton kernels' time loop costs, read from machine code; needs no GPU.
 
-Each kernel that the heuristic can pick is compiled with Triton's own ptxas and disassembled with
-its cuobjdump. The time loop is the longest backward branch; it holds two steps: counts are halved.
-Of the step kernels everything is counted, each instruction once.
+Each kernel that a plan can lead to is compiled with Triton's own ptxas and disassembled with its
+cuobjdump. The time loop is the longest backward branch. It holds two steps, so counts are halved.
+The step kernels have other loops inside it: of them, every instruction in the code counts once.
 
     python -m benchmarks.step_costs            print the table
-    python -m benchmarks.step_costs --write    and keep it in step_costs.json, which tests hold
-                                               every later version to
+    python -m benchmarks.step_costs --write    and write it to step_costs.json, which tests compare
+                                               every later version with
 
-The floor, written down before anything was measured (H100, H200; cycles at about 1.75 GHz). A step
-is one chain: h through shared memory, the product, the gates, and back. Steps cannot overlap.
+A lower bound, written down before anything was measured (H100, H200; cycles at about 1.75 GHz). A
+step is one chain: h through shared memory, the product, the gates, and back. Steps cannot overlap.
 
 | part of a forward step | vector, H 32 | vector, H 64 | tensor, H 64 | tensor, H 128 |
 |---|---|---|---|---|
@@ -20,12 +20,13 @@ is one chain: h through shared memory, the product, the gates, and back. Steps c
 | sum, cycles | 330 | 410 | 405 | 755 |
 | sum, µs | 0.19 | 0.23 | 0.23 | 0.43 |
 
-(vector: float32, one row, 2 special functions for an activation; tensor: 8 rows, 16 bits, 1.)
-A backward step keeps about 40 cycles of the gates on its chain, and moves four times as much
-through shared memory: 0.15, 0.22, 0.2 and 0.5 µs. Programs on one SM add up their instructions: at
-4 rows an SM, vector H 32 issues 4 rows × 2 warps × 150 / 4 schedulers = 300, still its chain; H 64
-issues 2 programs × 4 warps × 415 / 4 = 830, which is then the bound. Predicted forward for T = 784,
-B = 200: 0.15 to 0.2 ms at H 32 and 64, 0.35 ms at H 128 in 16 bits. None of this is measured.
+(vector: float32, one row, 2 special functions per activation; tensor: 8 rows, 16 bits, 1.)
+A backward step has about 40 cycles of the gates on its chain, and moves four times as much through
+shared memory: 0.15, 0.22, 0.2 and 0.5 µs. Programs on one SM add up their instructions: at 4 rows
+per SM, vector H 32 issues 4 rows × 2 warps × 150 / 4 schedulers = 300, which is less than its
+chain; H 64 issues 2 programs × 4 warps × 415 / 4 = 830, which is then the bound. Predicted forward
+for T = 784, B = 200: 0.15 to 0.2 ms at H 32 and 64, 0.35 ms at H 128 in 16 bits. None of this is
+measured.
 """
 
 from __future__ import annotations
@@ -54,19 +55,19 @@ _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*b
 class Case:
     """One kernel as compiled.
 
-    Args:
+    Attributes:
         cell: lstm or gru.
-        way: inference, forward (training) or backward; the step kernels': cell_forward and
-            cell_backward, or steps_forward and steps_backward, which take all steps in a launch;
-            draw: pixels, in float32.
-        dtype: of all tensors but the layout's.
+        way: inference, forward (training) or backward of the whole-sequence kernels; cell_forward
+            and cell_backward of the step kernels, or steps_forward and steps_backward, which run
+            all steps in one launch; draw: the pixel kernel, in float32.
+        dtype: of all tensors except the layout's.
         hidden: H.
-        batch: B, from which the heuristic picks form and rows.
-        features: input size; wide ones are projected outside.
+        batch: B, on which the plan depends.
+        features: input size; a wide input is projected before the kernel.
         packed: with a PackedSequence's layout.
         arch: compute capability times 10, or gfx942.
-        tf32: float32 products of the step kernels in TF32.
-        layers: of the pixels' stack.
+        tf32: the step kernels' float32 products use TF32.
+        layers: of the pixel kernel's stack.
     """
 
     cell: str
@@ -96,7 +97,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Every form × dtype × size that the heuristic can pick; inference is training less stores."""
+    """Every form, dtype and size that a plan can have; inference is training less its stores."""
     half, single = torch.bfloat16, torch.float32
     sizes = [(single, 32, 132), (single, 32, 500), (single, 64, 200), (single, 64, 500)]
     sizes += [(half, 32, 16), (half, 32, 500), (half, 64, 16), (half, 64, 500), (half, 128, 500)]
@@ -122,7 +123,7 @@ def cases() -> Iterator[Case]:
 
 
 def pixel_cases() -> Iterator[Case]:
-    """Every plan of the loop over pixels; reading them is drawing less a comparison and a store."""
+    """Every plan of the pixel kernel; reading is drawing less a comparison and a store."""
     for cell in ("lstm", "gru"):
         for hidden, batch in ((32, 100), (32, 1000), (64, 100), (64, 1000)):
             yield Case(cell, "draw", torch.float32, hidden, batch)
@@ -131,7 +132,7 @@ def pixel_cases() -> Iterator[Case]:
 
 
 def step_cases() -> Iterator[Case]:
-    """Every size of a step's programs that the heuristic can pick."""
+    """Every size that a plan of the step kernels can have."""
     half, single = torch.float16, torch.float32
     sizes = [(half, 256, 1, False), (half, 1024, 1, False), (half, 256, 3, False)]
     sizes += [(half, 512, 64, False), (half, 256, 200, False), (half, 1024, 500, False)]
@@ -149,84 +150,80 @@ def step_cases() -> Iterator[Case]:
 
 
 def plan(case: Case) -> Any:
-    """The heuristic's choice for a case."""
-    from fastrnn.kernels import rnn_launch, step_launch
+    """The plan that is chosen for a case."""
+    from fastrnn.kernels.triton.plans import Processor, choose_plan, choose_step_plan
 
-    lanes = 32 if isinstance(case.arch, int) else 64
+    processor = Processor(SMS, 32 if isinstance(case.arch, int) else 64)
     if case.stepwise:
-        return step_launch.choose_step(case.hidden, case.batch, case.dtype, SMS, lanes, case.tf32)
+        return choose_step_plan(case.hidden, case.batch, case.dtype, processor, case.tf32)
     batch = case.batch if case.layers == 1 else 1
-    return rnn_launch.choose(case.hidden, batch, case.dtype, SMS, lanes)
+    return choose_plan(case.hidden, batch, case.dtype, processor)
 
 
 def operand_reads(case: Case) -> int:
-    """Reads of shared memory a step, by thread, if only h or the gates' gradients are there."""
-    spread = plan(case)
+    """Reads of shared memory per step and thread, if it holds only h or the gates' gradients."""
+    chosen = plan(case)
     exchanged = 1 if case.way != "backward" else 4 if case.cell == "lstm" else 3
-    if spread.split:  # 16 bytes a read
-        return exchanged * spread.rows * spread.units // spread.split // 4
-    return exchanged * spread.units // 32  # ldmatrix: 32 columns of 8 rows
+    if chosen.split:  # 16 bytes per read
+        return exchanged * chosen.rows * chosen.units // chosen.split // 4
+    return exchanged * chosen.units // 32  # ldmatrix: 32 columns of 8 rows
 
 
 def early_loads(case: Case) -> int:
-    """Reads of global memory a step, by thread, if only its rows and its offset are read."""
-    from fastrnn.kernels import rnn_launch
-
-    spread = plan(case)
+    """Reads of global memory per step and thread, if only its rows and its offset are read."""
+    chosen = plan(case)
     pairs = case.hidden % 2 == 0  # a thread's two units are one word, in each of its two rows
     if case.way == "backward":
         tensors = 6  # four gates, dy, and the state before
-    elif rnn_launch.narrow(case.features, case.hidden):
+    elif chosen.narrow(case.features):
         tensors = case.features
-        pairs = case.hidden == spread.units  # else each unit reads the same numbers by itself
+        pairs = case.hidden == chosen.units  # otherwise each unit reads the same numbers by itself
     else:
         tensors = 4 if case.cell == "lstm" else 3
-    numbers = spread.rows if spread.split else 2 if pairs else 4
+    numbers = chosen.rows if chosen.split else 2 if pairs else 4
     return tensors * numbers + case.packed
 
 
 def cache_key(steps: int, batch: int, shift: int) -> str:
-    """What Triton would look a GRU's forward kernel up by; tensors lie `shift` elements off."""
+    """The key of a GRU's forward kernel in Triton's cache, for tensors `shift` elements off."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import make_backend
     from triton.runtime.jit import compute_cache_key, create_function_from_signature
 
-    from fastrnn.kernels import gru_triton, rnn_launch
+    from fastrnn.kernels.triton.plans import Processor, choose_plan
+    from fastrnn.kernels.triton.sequence import forward_kernel as kernel
 
-    kernel = gru_triton.gru_forward_kernel
     backend = make_backend(GPUTarget("cuda", 90, 32))
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    spread = rnn_launch.choose(32, 17, torch.float32, SMS)
-    tensors = [torch.empty(16)[shift:] for _ in range(9)]
-    values = (*tensors, None, None, steps, batch, 0, 1, 32, spread, False)
-    _, specialization, options = binder(*values, num_warps=spread.warps, debug=False)
+    chosen = choose_plan(32, 17, torch.float32, Processor(SMS))
+    x, w_ih, w_hh, b_ih, b_hh, h0, y, h_n, gates = (torch.empty(16)[shift:] for _ in range(9))
+    tensors = (x, w_ih, w_hh, b_ih, b_hh, h0, None, y, h_n, None, gates, None, None, None)
+    values = (*tensors, steps, batch, 0, 1, 32, chosen, False, False)
+    _, specialization, options = binder(*values, num_warps=chosen.warps, debug=False)
     return str(compute_cache_key({}, specialization, options))
 
 
 def triton_version() -> str:
-    """Triton's version, which the table was made with if its numbers are to be equal."""
+    """Triton's version; numbers equal the table's only with the version that made it."""
     import triton
 
     return str(triton.__version__)
 
 
 def _constants(case: Case) -> dict[str, Any]:
-    """A kernel's compile-time arguments; None for what the case does without."""
-    from fastrnn.kernels import rnn_launch, step_launch
-
+    """A kernel's compile-time arguments, and None for those that the case does without."""
+    chosen, gru = plan(case), case.cell == "gru"
     absent = [] if case.packed else ["offsets", "lengths"]
-    values: dict[str, Any] = {"P": plan(case), "REVERSE": False, "H": case.hidden}
+    values: dict[str, Any] = {"P": chosen, "REVERSE": False, "LSTM": not gru}
+    narrow = chosen.narrow(case.features)
     if case.stepwise:
-        del values["H"]
-        values |= {"LSTM": case.cell == "lstm", "PROJECTED": case.features > step_launch.NARROW}
+        values |= {"PROJECTED": not narrow}
         absent += ["arrived"] if case.way.startswith("cell") else []
-        absent += ["h_n", "cells", "dh_n"] if case.cell == "gru" else []
+        absent += ["h_n", "cells", "dh_n"] if gru else []
     else:
-        narrow = rnn_launch.narrow(case.features, case.hidden)
-        values |= {"IN": case.features if narrow else 0}
+        values |= {"H": case.hidden, "IN": case.features if narrow else 0, "LAYERS": case.layers}
         absent += ["gates", "cells"] if case.way == "inference" else []
-        values |= {"LAYERS": case.layers}
-        absent += ["c"] if case.cell == "gru" else []
+        absent += ["c0", "c_n", "cells", "dc_n", "dc0", "c"] if gru else []
     return values | dict.fromkeys(absent)
 
 
@@ -238,12 +235,10 @@ def _compile(case: Case) -> Any:
 
     way = "backward" if case.way.endswith("backward") else "forward"
     if case.way == "draw":
-        module, name = "pixels_triton", "kernel"
-    elif case.stepwise:
-        module, name = "step_triton", f"{way}_kernel"
+        module, name = "pixels", "pixel_kernel"
     else:
-        module, name = f"{case.cell}_triton", f"{case.cell}_{way}_kernel"
-    kernel = getattr(importlib.import_module(f"fastrnn.kernels.{module}"), name)
+        module, name = "steps" if case.stepwise else "sequence", f"{way}_kernel"
+    kernel = getattr(importlib.import_module(f"fastrnn.kernels.triton.{module}"), name)
     known = _constants(case)
     constants = {name: known[name] for name in kernel.arg_names if name in known}
     types = dict.fromkeys(("T", "B", "skew", "begin", "end", "I", "H"), "i32")
@@ -297,7 +292,7 @@ def time_loop(instructions: list[tuple[int, str]]) -> list[str]:
 
 
 def cost(case: Case) -> dict[str, float]:
-    """What a kernel takes, and what one of its steps does, by thread."""
+    """A kernel's registers and memory, and the instructions of one of its steps, per thread."""
     compiled = _compile(case)
     if not isinstance(case.arch, int):
         text = compiled.asm["amdgcn"]
@@ -337,9 +332,9 @@ def cost(case: Case) -> dict[str, float]:
 
 
 def main() -> None:
-    """Compile every case and print, or keep, what it costs."""
+    """Compile every case, and print or write what it costs."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--write", action="store_true", help=f"keep the table in {TABLE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {TABLE.name}")
     table: dict[str, Any] = {"triton": triton_version(), "cases": {}}
     arguments = parser.parse_args()
     for case in cases():

@@ -1,7 +1,7 @@
 """pytest-benchmark cases of the layers on CPU: ``pytest benchmarks``.
 
-For following one peer over time (``--benchmark-autosave``, ``--benchmark-compare``); ratios between
-peers come from :mod:`benchmarks.compare`, which runs them in turn.
+They follow one peer over time (``--benchmark-autosave``, ``--benchmark-compare``). To compare peers
+with each other, use :mod:`benchmarks.compare`, which runs them in turn.
 """
 
 import pytest

@@ -1,52 +1,183 @@
-"""Which backend runs a call, and why.
+"""The backends, one record each, and which one runs a call, and why.
 
-| name | what | where |
-|---|---|---|
-| ``cpu`` | C++ kernels | CPU |
-| ``triton`` | fused Triton kernels | NVIDIA GPUs |
-| ``cuda`` | CUDA C++ kernels; any hidden size, no Triton needed | NVIDIA GPUs |
-| ``torch`` | what torch.nn calls: oneDNN, cuDNN, ATen | anywhere |
-| ``reference`` | eager steps | anywhere |
+The choice is never to be slower than torch.nn: where its path wins (:mod:`fastrnn.tuning`), it is
+taken. The environment variable FASTRNN_BACKEND (read when fastrnn is imported), or ``with
+fastrnn.backend(name):``, forces a backend; a call that it does not support then raises. Under
+torch.compile the choice is made when a graph is traced.
 
-The choice is never to be slower than torch.nn: where its path wins, it is taken. The environment
-variable FASTRNN_BACKEND (read when fastrnn is imported), or ``with fastrnn.backend(name):``, forces
-one; a call that the forced backend does not support then raises. Under torch.compile the choice is
-made when a graph is traced.
+To add a backend, write a module that follows :mod:`fastrnn.kernels.contract` and add a record.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import importlib.util
+import functools
+import importlib
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, cast
 
 import torch
 
-Function = TypeVar("Function", bound=Callable[..., object])
-NAMES = ("cpu", "triton", "cuda", "torch", "reference")
+from fastrnn import _compat, tuning
+from fastrnn.kernels.contract import CELLS as CELLS  # noqa: PLC0414  # for callers, too
+from fastrnn.kernels.contract import KernelModule
+from fastrnn.tuning import Call as Call  # noqa: PLC0414
 
-# Looking at os.environ in each call would cost as much as a small step's other checks together.
+try:
+    VERSION = version("fastrnn")
+except PackageNotFoundError:  # a source tree that is not installed
+    VERSION = "unknown"
+
+
+def _nothing_missing() -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What is known about a backend.
+
+    Attributes:
+        name: what ``fastrnn.backend`` takes.
+        summary: one line for users.
+        where: the devices, for users.
+        module: below fastrnn.kernels, what follows the contract; None for torch's own layers.
+        devices: torch.device types that it runs on; None for any.
+        dtypes: that it computes in; None for any.
+        automatic: whether the choice considers it before torch's path.
+        projections: whether it runs proj_size > 0.
+        transforms: whether forward-mode gradients and functorch transforms pass through it.
+        pixel_loop: below fastrnn.kernels, the module with its loop over pixels; None without one.
+        load_error: why it cannot be used on this machine; returns None if it can.
+        facts: more about it, ready for JSON, for :func:`backend_info`.
+    """
+
+    name: str
+    summary: str
+    where: str
+    module: str | None = None
+    devices: tuple[str, ...] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
+    automatic: bool = False
+    projections: bool = False
+    transforms: bool = False
+    pixel_loop: str | None = None
+    load_error: Callable[[], str | None] = _nothing_missing
+    facts: Callable[[], Mapping[str, Any]] = field(default=dict)
+
+    def unsupported(self, call: Call) -> str | None:
+        """Why this backend cannot run a call; None if it can."""
+        if call.projected and not self.projections:
+            return "proj_size > 0 is not supported"
+        if call.transformed and not self.transforms:
+            return "forward-mode gradients and functorch transforms are not supported"
+        if self.devices is not None and call.device not in self.devices:
+            return f"tensors are on {call.device}"
+        if self.dtypes is not None and call.dtype not in self.dtypes:
+            return f"{call.dtype} is not supported ({_listed(self.dtypes)})"
+        return self.load_error()
+
+    def kernels(self) -> KernelModule:
+        """The module that follows the contract; loaded on first use.
+
+        Raises:
+            RuntimeError: this backend has none.
+        """
+        if self.module is None:
+            raise RuntimeError(f"backend {self.name!r} has no kernels of fastrnn's")
+        return cast(KernelModule, _kernel_module(self.module))
+
+
+def _listed(dtypes: Sequence[torch.dtype]) -> str:
+    """``float32 is``, or ``float32, float64 and bfloat16 are``."""
+    *names, last = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    return f"{', '.join(names)} and {last} are" if names else f"{last} is"
+
+
+@functools.cache
+def _kernel_module(name: str) -> Any:
+    return importlib.import_module(f"fastrnn.kernels.{name}")
+
+
+def _function_of(module: str, name: str) -> Callable[[], Any]:
+    """A function without arguments of a module of fastrnn.kernels, which is loaded on first use.
+
+    torch.compile evaluates it while it traces.
+    """
+
+    @_compat.constant_in_graphs
+    def function() -> Any:
+        return getattr(_kernel_module(module), name)()
+
+    return function
+
+
+_16_BITS = (torch.bfloat16, torch.float16)
+
+# In the order in which the choice considers them.
+BACKENDS: dict[str, Backend] = {
+    record.name: record
+    for record in (
+        Backend(
+            name="cpu",
+            summary="C++, compiled for three instruction sets and chosen at run time",
+            where="CPU",
+            module="cpu",
+            devices=("cpu",),
+            dtypes=(torch.float32, torch.float64, torch.bfloat16),
+            automatic=True,
+            pixel_loop="cpu_pixels",
+            load_error=_function_of("cpu", "load_error"),
+            facts=_function_of("cpu", "info"),
+        ),
+        Backend(
+            name="triton",
+            summary="fused Triton kernels for whole sequences and for single steps",
+            where="NVIDIA and AMD GPUs",
+            module="triton.layer",
+            devices=("cuda",),
+            dtypes=(torch.float32, *_16_BITS),
+            automatic=True,
+            pixel_loop="triton.pixels",
+            load_error=_function_of("triton", "load_error"),
+        ),
+        Backend(
+            name="cuda",
+            summary="CUDA C++: weights kept on chip by a block, a cluster of up to 16, or the grid",
+            where="NVIDIA GPUs",
+            module="cuda",
+            devices=("cuda",),
+            dtypes=(torch.float32, *_16_BITS),
+            load_error=_function_of("cuda", "device_error"),
+            facts=_function_of("cuda", "info"),
+        ),
+        Backend(
+            name="torch",
+            summary="what torch.nn itself calls: oneDNN, cuDNN, ATen",
+            where="anywhere",
+            projections=True,
+            transforms=True,
+            facts=lambda: {"mkldnn": torch.backends.mkldnn.is_available()},
+        ),
+        Backend(
+            name="reference",
+            summary="eager steps, forward and backward, which the tests compare with",
+            where="anywhere",
+            module="reference",
+            transforms=True,
+        ),
+    )
+}
+TORCH, REFERENCE = list(BACKENDS.values())[-2:]
+
+# Looking at os.environ in each call would cost as much as all other checks of a small step.
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "backend", default=os.environ.get("FASTRNN_BACKEND") or None
 )
-
-
-class Call(NamedTuple):
-    """What the choice depends on."""
-
-    cell: str  # "LSTM" or "GRU"
-    device: str  # torch.device.type
-    dtype: torch.dtype
-    steps: int
-    batch: int
-    input_size: int
-    hidden_size: int
-    training: bool  # gradients will be asked for
-    projected: bool = False  # proj_size > 0
-    transformed: bool = False  # forward-mode gradients or a functorch transform is active
 
 
 class Choice(NamedTuple):
@@ -63,28 +194,27 @@ def backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: there is no backend of this name.
     """
-    token = _forced.set(_checked(name, "fastrnn.backend()"))
+    token = _forced.set(checked_name(name, "fastrnn.backend()"))
     try:
         yield
     finally:
         _forced.reset(token)
 
 
-def _checked(name: str, source: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"{source}: unknown backend {name!r}; choose one of {', '.join(NAMES)}")
+def checked_name(name: str, source: str) -> str:
+    """The name, if it is a backend's; ``source`` begins the message.
+
+    Raises:
+        ValueError: there is no backend of this name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
     return name
 
 
-def _constant_in_graphs(function: Function) -> Function:
-    """What torch.compiler.assume_constant_result does, but importing Dynamo takes a second."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@_constant_in_graphs
+@_compat.constant_in_graphs
 def forced_backend() -> str | None:
-    """The backend that the context manager or, behind it, the environment asks for."""
+    """The backend that the context manager forces or, without one, the environment."""
     return _forced.get()
 
 
@@ -93,141 +223,59 @@ def choose(call: Call) -> Choice:
 
     Raises:
         RuntimeError: the forced backend does not support the call.
+        ValueError: FASTRNN_BACKEND names no backend.
     """
     forced = forced_backend()
     if forced is not None:
-        _checked(forced, "FASTRNN_BACKEND")
+        checked_name(forced, "FASTRNN_BACKEND")
         if (reason := unsupported(forced, call)) is not None:
             raise RuntimeError(
                 f"backend {forced!r} cannot run this call: {reason}. Leave the choice to fastrnn, "
                 "or force another backend (FASTRNN_BACKEND, fastrnn.backend)"
             )
         return Choice(forced, "forced")
-    if call.transformed and unsupported("reference", call) is None:
-        return Choice("reference", "forward-mode gradients and functorch need differentiable steps")
-    name = "cpu" if call.device == "cpu" else "triton"
-    if (reason := unsupported(name, call)) is not None:
-        return Choice("torch", f"{name}: {reason}")
-    if (reason := _vendor_wins(call)) is not None:
-        return Choice("torch", reason)
-    return Choice(name, "the fastest measured for this shape")
+    if call.transformed and unsupported(REFERENCE.name, call) is None:
+        reason = "forward-mode gradients and functorch need differentiable steps"
+        return Choice(REFERENCE.name, reason)
+    reason = f"fastrnn has no kernels for tensors on {call.device}"
+    for record in BACKENDS.values():
+        if not record.automatic or call.device not in (record.devices or ()):
+            continue
+        if (missing := unsupported(record.name, call)) is None:
+            entry = tuning.entry_for(call)
+            if entry is not None:
+                return Choice(TORCH.name, entry.reason)
+            return Choice(record.name, "no entry of the table says that torch.nn is faster")
+        reason = f"{record.name}: {missing}"
+    return Choice(TORCH.name, reason)
 
 
 def unsupported(name: str, call: Call) -> str | None:
     """Why a backend cannot run a call; None if it can."""
-    if name == "torch":
+    return BACKENDS[name].unsupported(call)
+
+
+def pixel_loop(call: Call, layers: int) -> Callable[..., torch.Tensor] | None:
+    """The function that reads or draws a whole sequence of pixels; None if there is none.
+
+    That is the ``run`` of a backend's :class:`~fastrnn.kernels.contract.PixelLoop`. Without one,
+    the caller steps the model's own layers.
+
+    Args:
+        call: the first layer's; H is that of all layers.
+        layers: of the model.
+    """
+    forced = forced_backend()
+    if call.cell.lower() not in CELLS or (forced is None and tuning.UNTIMED.holds(call)):
         return None
-    if call.projected:
-        return "proj_size > 0 is not supported"
-    if name == "reference":
-        return None
-    if call.transformed:
-        return "forward-mode gradients and functorch transforms are not supported"
-    limits = {"cpu": _cpu_unsupported, "triton": _triton_unsupported, "cuda": _cuda_unsupported}
-    return limits[name](call)
-
-
-def _cpu_unsupported(call: Call) -> str | None:
-    if call.device != "cpu":
-        return f"tensors are on {call.device}"
-    if call.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        return f"{call.dtype} is not supported (float32, float64 and bfloat16 are)"
-    return native_load_error()
-
-
-@_constant_in_graphs
-def native_load_error() -> str | None:
-    """Why the native CPU library cannot be used; None if it can."""
-    from fastrnn.kernels import native
-
-    return native.load_error()
-
-
-def _triton_unsupported(call: Call) -> str | None:
-    if call.device != "cuda":
-        return f"tensors are on {call.device}"
-    return triton_load_error() or _triton_limits(call.dtype)
-
-
-@_constant_in_graphs
-def triton_load_error() -> str | None:
-    """Why the Triton kernels cannot be used on this machine's GPUs; None if they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
-    if torch.version.hip is not None:
-        lanes = torch.cuda.get_device_properties().warp_size
-        return None if lanes == 64 else f"AMD GPUs of 64 lanes a wavefront are needed, not {lanes}"
-    if (found := torch.cuda.get_device_capability()) < (8, 0):
-        return f"compute capability 8.0 or newer is needed, not {found[0]}.{found[1]}"
+    for record in BACKENDS.values():
+        if record.pixel_loop is None or (record.name != forced if forced else not record.automatic):
+            continue
+        if unsupported(record.name, call) is None:
+            loop = _kernel_module(record.pixel_loop)
+            if call.dtype in loop.DTYPES and loop.fits(call.hidden_size, layers):
+                return loop.run
     return None
-
-
-@_constant_in_graphs
-def _triton_limits(dtype: torch.dtype) -> str | None:
-    from fastrnn.kernels import rnn_launch
-
-    return rnn_launch.supports(dtype)
-
-
-def _cuda_unsupported(call: Call) -> str | None:
-    if call.device != "cuda":
-        return f"tensors are on {call.device}"
-    if call.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{call.dtype} is not supported (float32, bfloat16 and float16 are)"
-    return cuda_load_error()
-
-
-@_constant_in_graphs
-def cuda_load_error() -> str | None:
-    """Why the native CUDA library cannot be used on this machine's GPUs; None if it can."""
-    from fastrnn.kernels import native_cuda
-
-    if (error := native_cuda.load_error()) is not None:
-        return error
-    if torch.version.hip is not None:
-        return "AMD GPUs are Triton's"
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
-    return native_cuda.device_error()
-
-
-# ---- the measured table: where torch.nn's own path is as fast or faster
-
-
-def _vendor_wins(call: Call) -> str | None:
-    """Measured on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 products) with torch 2.14."""
-    if call.device != "cpu":
-        return "our GPU kernels have not been timed yet; force triton or cuda to use them"
-    if call.steps == 1:
-        return "one step: there is nothing to keep on chip"
-    if call.dtype == torch.bfloat16 and _bfloat16_products():
-        large = (128, 8) if call.cell == "LSTM" else (512, 32)
-        if call.hidden_size >= large[0] and call.batch >= large[1]:
-            return "oneDNN multiplies in bfloat16, twice as fast at this size"
-    if call.batch < _few_rows(call):
-        return "few rows for many weights: oneDNN reads them fewer times"
-    return None
-
-
-def _few_rows(call: Call) -> int:
-    """Below how many rows the weights' way to the cores decides; 0 where it never does."""
-    if call.cell != "LSTM" or call.dtype == torch.float64:
-        return 0
-    if call.hidden_size >= 1024:
-        return 64 if call.steps < 64 else 16 if call.steps <= 128 and not call.training else 0
-    return 32 if call.hidden_size >= 512 and call.steps < 64 and call.training else 0
-
-
-@_constant_in_graphs
-def _bfloat16_products() -> bool:
-    """Whether this processor multiplies bfloat16 numbers in pairs (AVX512-BF16)."""
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return supported is not None and supported()
-
-
-# ---- what is there
 
 
 def backend_info() -> dict[str, Any]:
@@ -236,29 +284,21 @@ def backend_info() -> dict[str, Any]:
     Returns:
         Versions, threads, the forced backend, and ``backends``: by name, ``available`` and more.
     """
-    from fastrnn import __version__
-    from fastrnn.kernels import native, native_cuda
-
-    error = native.load_error()
-    cpu = {"available": error is None, **({"reason": error} if error else native.info())}
-    missing = triton_load_error()
-    triton = {"available": missing is None, **({"reason": missing} if missing else {})}
-    useless = cuda_load_error()
-    cuda = {"available": useless is None, **({"reason": useless} if useless else {})}
-    cuda |= native_cuda.info()
+    backends = {}
+    for record in BACKENDS.values():
+        error = record.load_error()
+        backends[record.name] = {
+            "available": error is None,
+            **({"reason": error} if error else {}),
+            **record.facts(),
+        }
     return {
-        "fastrnn": __version__,
+        "fastrnn": VERSION,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "forced": forced_backend(),
-        "backends": {
-            "cpu": cpu,
-            "triton": triton,
-            "cuda": cuda,
-            "torch": {"available": True, "mkldnn": torch.backends.mkldnn.is_available()},
-            "reference": {"available": True},
-        },
+        "backends": backends,
     }
 
 
@@ -270,11 +310,22 @@ def explain(
     input_size: int = 1,
     steps: int = 784,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     training: bool = False,
     proj_size: int = 0,
 ) -> Choice:
-    """The backend that a call of this shape would take, and why."""
+    """The backend that a call of this size would take, and why.
+
+    Args:
+        cell: ``LSTM`` or ``GRU``.
+        batch, hidden_size, input_size, steps, proj_size: B, H, I, T and the projection's size.
+        dtype: of all tensors.
+        device: of all tensors.
+        training: whether gradients will be asked for.
+
+    Raises:
+        RuntimeError: the forced backend does not support the call.
+    """
     return choose(
         Call(
             cell=cell,

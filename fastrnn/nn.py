@@ -1,12 +1,14 @@
 """Drop-in torch.nn.LSTM, GRU, LSTMCell and GRUCell, and :func:`convert`.
 
 Constructors, parameters, state_dict, arguments, shapes and errors are torch.nn's: see its
-documentation. The classes extend torch.nn.RNNBase and RNNCellBase, so that these are torch's own
-code; they do not extend torch.nn.LSTM and GRU, whose instances torch.compile refuses to trace.
+documentation. The classes extend torch.nn.RNNBase and RNNCellBase, which is torch's own code for
+all of these; they do not extend torch.nn.LSTM and GRU, whose instances torch.compile refuses to
+trace.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
+from fastrnn._compat import own_parameters
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -21,8 +24,43 @@ _Module = TypeVar("_Module", bound=nn.Module)
 class _Recurrent(nn.RNNBase):
     """What LSTM and GRU share: packed and unbatched input, default states, torch's checks."""
 
-    def _unpacked(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, ...]:
-        """(input, states in the sorted order, batch_sizes, is_batched); hx is None or a tuple."""
+    def _run(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        input: Tensor | PackedSequence,
+        hx: Any,
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """The output and the final states, from functional.lstm or functional.gru."""
+        rows, states, batch_sizes, batched = self._prepare(input, hx)
+        output, *final = function(
+            rows,
+            states,
+            cast(list[Tensor], self._flat_weights),
+            bias=self.bias,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            batch_sizes=batch_sizes,
+            **options,
+        )
+        if not batched:
+            output, final = (
+                output.squeeze(0 if self.batch_first else 1),
+                [s.squeeze(1) for s in final],
+            )
+        h_n: Any = tuple(final) if self.mode == "LSTM" else final[0]
+        if isinstance(input, PackedSequence):
+            packed = PackedSequence(
+                output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
+            )
+            return packed, self.permute_hidden(h_n, input.unsorted_indices)
+        return output, h_n
+
+    def _prepare(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, ...]:
+        """Input with a batch axis, states in the sorted order, batch_sizes, and whether batched."""
         self._update_flat_weights()
         batched, batch_sizes = True, None
         if isinstance(input, PackedSequence):
@@ -52,8 +90,9 @@ class _Recurrent(nn.RNNBase):
         return input, hx, batch_sizes, batched
 
     def _weights_have_changed(self) -> bool:
-        # torch's looks each weight up twice through Module.__getattr__, the cost of a small call.
-        own = self._parameters
+        # torch's version looks up each weight twice through Module.__getattr__, which costs as much
+        # as a small call.
+        own = own_parameters(self)
         for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
             if name not in own:  # parametrised or pruned
                 return super()._weights_have_changed()
@@ -62,12 +101,8 @@ class _Recurrent(nn.RNNBase):
         return False
 
     def _batched_states(self, hx: Any, batched: bool) -> Any:
+        """The states with a batch axis."""
         raise NotImplementedError
-
-    def _packed(self, output: Tensor, input: PackedSequence) -> PackedSequence:
-        return PackedSequence(
-            output, input.batch_sizes, input.sorted_indices, input.unsorted_indices
-        )
 
 
 class LSTM(_Recurrent):
@@ -77,14 +112,14 @@ class LSTM(_Recurrent):
     bidirectional=False, proj_size=0, device=None, dtype=None)``
 
     ``forward(input, (h_0, c_0)=zeros)`` takes input [T, B, I], [B, T, I] with ``batch_first``,
-    [T, I], or a PackedSequence, and returns ``output, (h_n, c_n)``. Shapes, parameters and errors:
-    torch.nn.LSTM.
+    [T, I], or a PackedSequence, and returns ``output, (h_n, c_n)``. Shapes, parameters, equations
+    and errors: torch.nn.LSTM.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
-    # torch.nn.LSTM's own methods: what they need of self, RNNBase has.
+    # torch.nn.LSTM's own methods, which use nothing of self but what RNNBase has.
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
@@ -104,26 +139,7 @@ class LSTM(_Recurrent):
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Returns ``output, (h_n, c_n)``; see the class."""
-        rows, states, batch_sizes, batched = self._unpacked(input, hx)
-        output, h_n, c_n = functional.lstm(
-            rows,
-            states,
-            cast(list[Tensor], self._flat_weights),
-            bias=self.bias,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
-            proj_size=self.proj_size,
-        )
-        if isinstance(input, PackedSequence):
-            finals = self.permute_hidden((h_n, c_n), input.unsorted_indices)
-            return self._packed(output, input), finals
-        if not batched:
-            return output.squeeze(0 if self.batch_first else 1), (h_n.squeeze(1), c_n.squeeze(1))
-        return output, (h_n, c_n)
+        return self._run(functional.lstm, input, hx, proj_size=self.proj_size)
 
 
 class GRU(_Recurrent):
@@ -133,7 +149,8 @@ class GRU(_Recurrent):
     bidirectional=False, device=None, dtype=None)``
 
     ``forward(input, h_0=zeros)`` takes input [T, B, I], [B, T, I] with ``batch_first``, [T, I], or
-    a PackedSequence, and returns ``output, h_n``. Shapes, parameters and errors: torch.nn.GRU.
+    a PackedSequence, and returns ``output, h_n``. Shapes, parameters, equations and errors:
+    torch.nn.GRU.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -154,31 +171,13 @@ class GRU(_Recurrent):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Returns ``output, h_n``; see the class."""
-        rows, states, batch_sizes, batched = self._unpacked(input, hx)
-        output, h_n = functional.gru(
-            rows,
-            states,
-            cast(list[Tensor], self._flat_weights),
-            bias=self.bias,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
-        )
-        if isinstance(input, PackedSequence):
-            return self._packed(output, input), self.permute_hidden(h_n, input.unsorted_indices)
-        if not batched:
-            return output.squeeze(0 if self.batch_first else 1), h_n.squeeze(1)
-        return output, h_n
+        return self._run(functional.gru, input, hx)
 
 
-class LSTMCell(nn.RNNCellBase):
-    """torch.nn.LSTMCell: ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.
+class _Cell(nn.RNNCellBase):
+    """What LSTMCell and GRUCell share."""
 
-    ``forward(input, (h_0, c_0)=zeros)`` takes input [B, I] or [I] and returns ``h_1, c_1``.
-    """
+    _gates: int
 
     def __init__(
         self,
@@ -188,7 +187,26 @@ class LSTMCell(nn.RNNCellBase):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=self._gates, device=device, dtype=dtype
+        )
+
+    def _weights(self) -> tuple[Any, ...]:
+        """w_ih, w_hh, b_ih and b_hh."""
+        own = own_parameters(self)
+        try:
+            return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+        except KeyError:  # parametrised or pruned
+            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+
+class LSTMCell(_Cell):
+    """torch.nn.LSTMCell: ``LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.
+
+    ``forward(input, (h_0, c_0)=zeros)`` takes input [B, I] or [I] and returns ``h_1, c_1``.
+    """
+
+    _gates = 4
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
@@ -207,27 +225,19 @@ class LSTMCell(nn.RNNCellBase):
                         f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead"
                     )
         if dim == 2:
-            return functional.lstm_cell(input, hx, *_cell_weights(self))
+            return functional.lstm_cell(input, hx, *self._weights())
         hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = functional.lstm_cell(input.unsqueeze(0), hx, *_cell_weights(self))
+        h, c = functional.lstm_cell(input.unsqueeze(0), hx, *self._weights())
         return h.squeeze(0), c.squeeze(0)
 
 
-class GRUCell(nn.RNNCellBase):
+class GRUCell(_Cell):
     """torch.nn.GRUCell: ``GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None)``.
 
     ``forward(input, h_0=zeros)`` takes input [B, I] or [I] and returns ``h_1``.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+    _gates = 3
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Returns ``h_1``; see the class."""
@@ -239,17 +249,9 @@ class GRUCell(nn.RNNCellBase):
         elif hx.dim() not in (1, 2):
             raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         if dim == 2:
-            return functional.gru_cell(input, hx, *_cell_weights(self))
-        row = functional.gru_cell(input.unsqueeze(0), hx.unsqueeze(0), *_cell_weights(self))
+            return functional.gru_cell(input, hx, *self._weights())
+        row = functional.gru_cell(input.unsqueeze(0), hx.unsqueeze(0), *self._weights())
         return row.squeeze(0)
-
-
-def _cell_weights(cell: nn.RNNCellBase) -> tuple[Any, ...]:
-    own = cell._parameters  # Module.__getattr__ is slow beside a small step
-    try:
-        return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
-    except KeyError:  # parametrised or pruned
-        return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
 
 
 _DROP_INS: dict[type[nn.Module], type[nn.Module]] = {
@@ -263,9 +265,15 @@ _DROP_INS: dict[type[nn.Module], type[nn.Module]] = {
 def convert(model: _Module) -> _Module:
     """Makes every torch.nn.LSTM, GRU, LSTMCell and GRUCell in a model fastrnn's, in place.
 
-    The modules keep their identity and with it their parameters, hooks, training flag and every
-    reference to them (optimisers, lists, shared submodules); only their class changes. Instances of
-    subclasses are left alone, for they may have a forward of their own. Returns the model.
+    Only the class of each module changes. It stays the same object with the same parameters, hooks
+    and training flag, and references to it (from optimisers, lists, shared submodules) stay valid.
+    Instances of subclasses are left alone because they may have a forward method of their own.
+
+    Args:
+        model: any module; it may itself be one of the four.
+
+    Returns:
+        The same model.
     """
     for module in model.modules():
         if type(module) in _DROP_INS:

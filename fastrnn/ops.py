@@ -1,180 +1,183 @@
-"""The torch.library ops: schemas, fake kernels and autograd formulas; no arithmetic.
+"""The torch.library ops: schemas, checks, fake kernels and autograd formulas; no arithmetic.
 
-``fastrnn::lstm`` and ``fastrnn::gru`` run one layer in one direction over a whole sequence;
-``fastrnn::lstm_backward`` and ``fastrnn::gru_backward`` are their gradients. Arguments and results
-are those of the functions of the same names in :mod:`fastrnn.kernels.reference`, with ``backend``
-naming the kernels that run. A gradient ``dy`` of None is one of zeros, which the native
-kernels never write: a model that uses the last state alone has no other.
+``fastrnn::lstm`` and ``fastrnn::gru`` run one layer in one direction over a whole sequence, and
+``fastrnn::lstm_backward`` and ``fastrnn::gru_backward`` compute its gradients. Their arguments and
+results are those of :class:`fastrnn.kernels.contract.KernelModule`, with tuples spelled out;
+``backend`` names the kernels that run. ``dy`` is None for a model that uses only the final states:
+the native kernels then never read or write zeros of that size.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_FORWARD_WEIGHTS = "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? batch_sizes"
-_TAIL = "bool reverse, bool save, str backend"
-_BACKWARD_TAIL = "Tensor? batch_sizes, bool reverse, bool need_dx, str backend"
+from fastrnn import backends
+from fastrnn.kernels.contract import CELLS, Cell, KernelModule
 
 _library = torch.library.Library("fastrnn", "DEF")
-_library.define(
-    f"lstm(Tensor x, Tensor h0, Tensor c0, {_FORWARD_WEIGHTS}, {_TAIL})"
-    " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)"
-)
-_library.define(
-    "lstm_backward(Tensor? dy, Tensor dh_n, Tensor dc_n, Tensor x, Tensor h0, Tensor c0,"
-    f" Tensor w_ih, Tensor w_hh, Tensor y, Tensor gates, Tensor cells, {_BACKWARD_TAIL})"
-    " -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db)"
-)
-_library.define(
-    f"gru(Tensor x, Tensor h0, {_FORWARD_WEIGHTS}, {_TAIL}) -> (Tensor y, Tensor h_n, Tensor gates)"
-)
-_library.define(
-    "gru_backward(Tensor? dy, Tensor dh_n, Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor y,"
-    f" Tensor gates, {_BACKWARD_TAIL})"
-    " -> (Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)"
-)
-
-# The modules that hold each backend's kernels, loaded when first called.
-_MODULES = {
-    ("reference", "lstm"): "reference",
-    ("reference", "gru"): "reference",
-    ("cpu", "lstm"): "native",
-    ("cpu", "gru"): "native",
-    ("triton", "lstm"): "layer_triton",
-    ("triton", "gru"): "layer_triton",
-    ("cuda", "lstm"): "native_cuda",
-    ("cuda", "gru"): "native_cuda",
-}
 
 
-def _kernels(backend: str, cell: str) -> ModuleType:
-    return importlib.import_module(f"fastrnn.kernels.{_MODULES[backend, cell]}")
+def _tensors(*names: str) -> str:
+    return ", ".join(f"Tensor {name}" for name in names)
 
 
-def _check(cell: str, x: Tensor, *args: Any) -> None:
+def _define(cell: Cell) -> None:
+    """Declares the two ops of a cell."""
+    initial = [f"{name}0" for name in cell.state_names]
+    final = [f"{name}_n" for name in cell.state_names]
+    saved = ["gates", "cells"][: len(cell.saved_widths)]
+    biases = ["db"] if cell.bias_gradients == 1 else ["db_ih", "db_hh"]
+    _library.define(
+        f"{cell.name}({_tensors('x', *initial, 'w_ih', 'w_hh')}, Tensor? b_ih, Tensor? b_hh,"
+        " Tensor? batch_sizes, bool reverse, bool save, str backend)"
+        f" -> ({_tensors('y', *final, *saved)})"
+    )
+    inputs = _tensors(*(f"d{name}" for name in final), "x", *initial, "w_ih", "w_hh", "y", *saved)
+    results = _tensors("dx", *(f"d{name}" for name in initial), "dw_ih", "dw_hh", *biases)
+    _library.define(
+        f"{cell.name}_backward(Tensor? dy, {inputs},"
+        f" Tensor? batch_sizes, bool reverse, bool need_dx, str backend) -> ({results})"
+    )
+
+
+# ---- kernels
+
+
+def _kernels(backend: str) -> KernelModule:
+    return backends.BACKENDS[backends.checked_name(backend, "fastrnn op")].kernels()
+
+
+def _check_sizes(
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+) -> None:
     """Refuses sizes that do not fit: native kernels would read outside of the tensors."""
-    gates, states = (4, 2) if cell == "lstm" else (3, 1)
-    w_ih, w_hh, b_ih, b_hh, batch_sizes = args[states : states + 5]
-    (rows, inputs), (batch, hidden) = x.shape, args[0].shape
-    given = [*args[:states], w_ih, w_hh, *(b for b in (b_ih, b_hh) if b is not None)]
-    wanted = [(batch, hidden)] * states + [(gates * hidden, inputs), (gates * hidden, hidden)]
-    wanted += [(gates * hidden,)] * (len(given) - len(wanted))  # type: ignore[list-item]
+    (rows, inputs), (batch, hidden) = x.shape, states[0].shape
+    given = [*states, *(w for w in weights if w is not None)]
+    width = cell.gates * hidden
+    wanted: list[tuple[int, ...]] = [(batch, hidden)] * cell.states
+    wanted += [(width, inputs), (width, hidden)]
+    wanted += [(width,)] * (len(given) - len(wanted))
     if (found := [tuple(t.shape) for t in given]) != wanted:
-        raise RuntimeError(f"fastrnn::{cell}: for x {tuple(x.shape)}, {found} should be {wanted}")
+        raise RuntimeError(
+            f"fastrnn::{cell.name}: for x {tuple(x.shape)}, {found} should be {wanted}"
+        )
     if batch_sizes is None:
         fits = rows % batch == 0 if batch else rows == 0
     else:
         fits = int(batch_sizes.sum()) == rows and int(batch_sizes[0]) == batch
     if not fits:
-        raise RuntimeError(f"fastrnn::{cell}: {rows} rows do not fit a batch of {batch}")
+        raise RuntimeError(f"fastrnn::{cell.name}: {rows} rows do not fit a batch of {batch}")
 
 
-def _implement(op: str, cell: str, function: str) -> None:
-    y = {"lstm_backward": 8, "gru_backward": 6}.get(op)
+def _forward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    n = 1 + cell.states
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
-        *args, backend = args  # type: ignore[assignment]
-        if y is None:
-            _check(cell, *args)
-        elif args[0] is None and backend not in ("cpu", "cuda"):
-            args = (torch.zeros_like(args[y]), *args[1:])
-        contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in args]
-        return getattr(_kernels(backend, cell), function)(*contiguous)
+        *tensors, reverse, save, backend = args
+        x, *others = [t if t is None else t.contiguous() for t in tensors]
+        states, weights, batch_sizes = others[: n - 1], others[n - 1 : -1], others[-1]
+        _check_sizes(cell, x, states, weights, batch_sizes)
+        y, final, saved = _kernels(backend).forward(
+            cell, x, states, weights, batch_sizes, reverse, save
+        )
+        return (y, *final, *saved)
 
-    _library.impl(op, kernel, "CompositeExplicitAutograd")
+    return kernel
 
 
-for _cell in ("lstm", "gru"):
-    _implement(_cell, _cell, f"{_cell}_forward")
-    _implement(f"{_cell}_backward", _cell, f"{_cell}_backward")
+def _backward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    n = cell.states
+
+    def kernel(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, reverse, need_dx, backend = args
+        dy, *others, batch_sizes = [t if t is None else t.contiguous() for t in tensors]
+        d_final, x, states = others[:n], others[n], others[n + 1 : 2 * n + 1]
+        w_ih, w_hh, y, *saved = others[2 * n + 1 :]
+        dx, d_states, d_weights = _kernels(backend).backward(
+            cell, dy, d_final, x, states, (w_ih, w_hh), y, saved, batch_sizes, reverse, need_dx
+        )
+        return (dx, *d_states, *d_weights)
+
+    return kernel
 
 
 # ---- fake kernels: shapes and strides only
 
 
-def _fake_forward(states: int, saved: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-    """For `states` states and saved tensors of widths `saved` times H."""
-
+def _fake_forward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     def fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        save, hidden = args[-2], args[0].shape[1]
-        finals = [torch.empty_like(h, memory_format=torch.contiguous_format) for h in args[:states]]
-        kept = [x.new_empty((x.shape[0], w * hidden) if save else (0,)) for w in saved]
-        return (x.new_empty(x.shape[0], hidden), *finals, *kept)
+        states, save, hidden = args[: cell.states], args[-2], args[0].shape[1]
+        final = [torch.empty_like(h, memory_format=torch.contiguous_format) for h in states]
+        saved = [x.new_empty((x.shape[0], k * hidden) if save else (0,)) for k in cell.saved_widths]
+        return (x.new_empty(x.shape[0], hidden), *final, *saved)
 
     return fake
 
 
-def _fake_lstm_backward(
-    dy: Tensor | None, dh_n: Tensor, dc_n: Tensor, x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor,
-    w_hh: Tensor, y: Tensor, gates: Tensor, cells: Tensor, batch_sizes: Tensor | None,
-    reverse: bool, need_dx: bool, backend: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    return (dx, *(x.new_empty(t.shape) for t in (h0, c0, w_ih, w_hh, w_ih[:, 0])))
+def _fake_backward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    n = cell.states
 
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        x, need_dx = args[1 + n], args[-2]
+        *states, w_ih, w_hh = args[2 + n : 4 + 2 * n]
+        biases = [w_ih[:, 0]] * cell.bias_gradients
+        dx = x.new_empty(x.shape if need_dx else (0,))
+        return (dx, *(x.new_empty(t.shape) for t in (*states, w_ih, w_hh, *biases)))
 
-def _fake_gru_backward(
-    dy: Tensor | None, dh_n: Tensor, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor,
-    gates: Tensor, batch_sizes: Tensor | None, reverse: bool, need_dx: bool, backend: str,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    bias = w_ih[:, 0]
-    return (dx, *(x.new_empty(t.shape) for t in (h0, w_ih, w_hh, bias, bias)))
-
-
-torch.library.register_fake("fastrnn::lstm", _fake_forward(2, (4, 1)), lib=_library)
-torch.library.register_fake("fastrnn::gru", _fake_forward(1, (4,)), lib=_library)
-torch.library.register_fake("fastrnn::lstm_backward", _fake_lstm_backward, lib=_library)
-torch.library.register_fake("fastrnn::gru_backward", _fake_gru_backward, lib=_library)
+    return fake
 
 
 # ---- autograd
 
 
-def _setup(states: int) -> Callable[..., None]:
-    """Saves the inputs [x, states, weights, biases, batch_sizes] and y, gates (and cells)."""
+def _setup_context(cell: Cell) -> Callable[..., None]:
+    """Saves the inputs x, states, weights, biases and batch_sizes, then y and the saved tensors."""
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.reverse, ctx.save, ctx.backend = inputs
-        y, saved = output[0], output[1 + states :]
+        y, saved = output[0], output[1 + cell.states :]
         ctx.set_materialize_grads(False)  # zeros for gates and cells would be large
         ctx.mark_non_differentiable(*saved)
         ctx.save_for_backward(*tensors, y, *saved)
 
-    return setup
+    return setup_context
 
 
-def _formula(cell: str, states: int) -> Callable[..., tuple[Tensor | None, ...]]:
-    inputs = 1 + states + 4  # x, states, w_ih, w_hh, b_ih, b_hh
+def _formula(cell: Cell) -> Callable[..., tuple[Tensor | None, ...]]:
+    n = 1 + cell.states  # x and the states; behind them w_ih, w_hh, b_ih, b_hh
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        tensors, batch_sizes, (y, *kept) = saved[:inputs], saved[inputs], saved[inputs + 1 :]
-        x, *first = tensors[: 1 + states]
-        dy, *others = grads[: 1 + states]
-        last = [
+        *tensors, batch_sizes, y = ctx.saved_tensors[: n + 6]
+        saved = ctx.saved_tensors[n + 6 :]
+        x, *states = tensors[:n]
+        dy, *others = grads[:n]
+        d_final = [
             torch.zeros_like(like) if grad is None else grad
-            for grad, like in zip(others, first, strict=True)
+            for grad, like in zip(others, states, strict=True)
         ]
         if torch.is_grad_enabled():  # create_graph: the gradients must themselves have gradients
-            results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *last])
+            results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *d_final])
             return (*results, None, None, None, None)
         if not ctx.save:
-            raise RuntimeError(f"fastrnn::{cell} was called with save=False, so it has no backward")
-        w_ih, w_hh, b_ih, _ = tensors[1 + states :]
-        op = getattr(torch.ops.fastrnn, f"{cell}_backward")
+            raise RuntimeError(
+                f"fastrnn::{cell.name} was called with save=False, so it has no backward"
+            )
+        w_ih, w_hh, b_ih, _ = tensors[n:]
+        op = getattr(torch.ops.fastrnn, f"{cell.name}_backward")
         dx, *rest = op(
-            dy, *last, x, *first, w_ih, w_hh, y, *kept, batch_sizes, ctx.reverse,
+            dy, *d_final, x, *states, w_ih, w_hh, y, *saved, batch_sizes, ctx.reverse,
             ctx.needs_input_grad[0], ctx.backend,
         )  # fmt: skip
-        if cell == "lstm":
-            rest.append(rest[-1])  # both biases have one gradient
+        if cell.bias_gradients == 1:
+            rest.append(rest[-1])  # both biases have the same gradient
         if b_ih is None:
             rest[-2:] = [None, None]
         return (dx if ctx.needs_input_grad[0] else None, *rest, None, None, None, None)
@@ -184,17 +187,27 @@ def _formula(cell: str, states: int) -> Callable[..., tuple[Tensor | None, ...]]
 
 def _differentiable_gradients(
     ctx: Any,
-    cell: str,
-    tensors: tuple[Tensor | None, ...],
+    cell: Cell,
+    tensors: Sequence[Tensor | None],
     batch_sizes: Tensor | None,
     grads: list[Tensor | None],
 ) -> list[Tensor | None]:
     """Gradients through the reference's arithmetic, which autograd follows to any order."""
-    wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
-    forward = getattr(_kernels("reference", cell), f"{cell}_forward")
-    outputs = forward(*tensors, batch_sizes, ctx.reverse, False)[: len(grads)]
+    x, *others = tensors
+    states, weights = others[: cell.states], others[cell.states :]
+    y, final, _ = backends.REFERENCE.kernels().forward(
+        cell,
+        x,  # type: ignore[arg-type]
+        states,  # type: ignore[arg-type]
+        weights,
+        batch_sizes,
+        ctx.reverse,
+        False,
+    )
+    outputs = (y, *final)
     if grads[0] is None:
         outputs, grads = outputs[1:], grads[1:]
+    wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
     found = torch.autograd.grad(
         outputs, list(wanted.values()), grads, create_graph=True, allow_unused=True
     )
@@ -204,7 +217,17 @@ def _differentiable_gradients(
     return results
 
 
-for _cell, _states in (("lstm", 2), ("gru", 1)):
+for _cell in CELLS.values():
+    _define(_cell)
+    _library.impl(_cell.name, _forward_kernel(_cell), "CompositeExplicitAutograd")
+    _library.impl(f"{_cell.name}_backward", _backward_kernel(_cell), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastrnn::{_cell.name}", _fake_forward(_cell), lib=_library)
+    torch.library.register_fake(
+        f"fastrnn::{_cell.name}_backward", _fake_backward(_cell), lib=_library
+    )
     torch.library.register_autograd(
-        f"fastrnn::{_cell}", _formula(_cell, _states), setup_context=_setup(_states), lib=_library
+        f"fastrnn::{_cell.name}",
+        _formula(_cell),
+        setup_context=_setup_context(_cell),
+        lib=_library,
     )

@@ -1,8 +1,8 @@
 """The compute kernels, installed as ``fastrnn.kernels``.
 
-Every backend module offers the same four functions, ``lstm_forward``, ``lstm_backward``,
-``gru_forward`` and ``gru_backward``, on one layout of rows; ``reference`` defines them in eager
-torch. Nothing here imports the rest of fastrnn.
+:mod:`~fastrnn.kernels.contract` says what a kernel module offers, and
+:mod:`~fastrnn.kernels.reference` defines the numbers in eager torch. Nothing here imports the rest
+of fastrnn.
 """
 
 if __name__ == "kernels":

@@ -1,12 +1,8 @@
 """LSTM and GRU step by step in eager torch: the oracle that every other backend is held against.
 
-N rows are walked as PackedSequence lays them out: row offset[t] + b for b < batch_sizes[t]; a
-padded time-major batch (``batch_sizes=None``) is the case batch_sizes[t] == B. ``reverse`` walks
-each sequence from its own last step to its first. All tensors are of one floating dtype; 16-bit
-ones are computed in float32.
-
-The forward functions are made of differentiable, out-of-place operations, so double backward,
-forward-mode gradients and vmap pass through them. Equations: torch.nn.LSTM and torch.nn.GRU.
+Layout and arguments: :mod:`fastrnn.kernels.contract`. 16-bit tensors are computed in float32. The
+forward pass consists of differentiable, out-of-place operations, so double backward, forward-mode
+gradients and vmap pass through it. Equations: torch.nn.LSTM and torch.nn.GRU.
 """
 
 from __future__ import annotations
@@ -17,155 +13,169 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from fastrnn.kernels.contract import Backward, Cell, Forward
 
-def lstm_forward(
-    x: Tensor,  # [N, I]
-    h0: Tensor,  # [B, H]
-    c0: Tensor,  # [B, H]
-    w_ih: Tensor,  # [4H, I], gates in order i f g o
-    w_hh: Tensor,  # [4H, H]
-    b_ih: Tensor | None,  # [4H]
-    b_hh: Tensor | None,  # [4H]
-    batch_sizes: Tensor | None,  # [T], int64 on CPU, non-increasing
-    reverse: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """i, f, o = sigmoid(W x + U h + b); g = tanh(W x + U h + b); c' = f c + i g; h' = o tanh(c').
 
-    Returns y [N, H], h_n and c_n [B, H], and for the backward pass gates [N, 4H] (activated i f g
-    o) and cells [N, H]; the last two are empty unless ``save``.
+def lstm_step(
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor | None]
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """One LSTM step over some rows of x [rows, I] and states h, c [rows, H].
+
+    ::
+
+        i, f, o = sigmoid(W x + U h + b),  g = tanh(W x + U h + b)
+        c' = f c + i g,  h' = o tanh(c')
+
+    Returns h', c', and what is saved: i f g o [rows, 4H] and c'.
     """
-    dtype = x.dtype
-    x, h, c, w_ih, w_hh, b_ih, b_hh = _widened(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
-    ys, gates, cells = [], [], []
-    steps = _walk(len(x), len(h), batch_sizes, reverse)
-    for rows, n in steps:
-        a = linear(x[rows], w_ih, b_ih) + linear(h[:n], w_hh, b_hh)
-        i, f, g, o = a.chunk(4, 1)
-        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c_new = f * c[:n] + i * g
-        h_new = o * c_new.tanh()
-        h, c = _replaced(h, h_new), _replaced(c, c_new)
-        ys.append(h_new)
-        if save:
-            gates.append(torch.cat([i, f, g, o], 1))
-            cells.append(c_new)
-    y, gates_, cells_ = (_in_time_order(part, reverse, x, w_hh) for part in (ys, gates, cells))
-    return y.to(dtype), h.to(dtype), c.to(dtype), gates_.to(dtype), cells_.to(dtype)
+    (h, c), (w_ih, w_hh, b_ih, b_hh) = states, weights
+    assert w_ih is not None
+    assert w_hh is not None
+    i, f, g, o = (linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, 1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c + i * g
+    return (o * c.tanh(), c), (torch.cat([i, f, g, o], 1), c)
 
 
-def lstm_backward(
-    dy: Tensor,  # [N, H]
-    dh_n: Tensor,  # [B, H]
-    dc_n: Tensor,  # [B, H]
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    y: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    batch_sizes: Tensor | None,
-    reverse: bool,
-    need_dx: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns dx (empty unless ``need_dx``), dh0, dc0, dw_ih, dw_hh and db (of either bias)."""
-    dtype = x.dtype
-    dy, dh, dc, x, h0, c0, w_ih, w_hh, y, gates, cells = _widened(
-        dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, y, gates, cells
+def gru_step(
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor | None]
+) -> tuple[tuple[Tensor], tuple[Tensor]]:
+    """One GRU step over some rows of x [rows, I] and the state h [rows, H].
+
+    ::
+
+        r, z = sigmoid(W x + U h + b)
+        n = tanh(W_n x + b_in + r m),  m = U_n h + b_hn
+        h' = n + z (h - n)
+
+    Returns h', and what is saved: r z n m [rows, 4H].
+    """
+    (h,), (w_ih, w_hh, b_ih, b_hh) = states, weights
+    assert w_ih is not None
+    assert w_hh is not None
+    xr, xz, xn = linear(x, w_ih, b_ih).chunk(3, 1)
+    hr, hz, m = linear(h, w_hh, b_hh).chunk(3, 1)
+    r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+    n = (xn + r * m).tanh()
+    return (n + z * (h - n),), (torch.cat([r, z, n, m], 1),)
+
+
+def lstm_step_backward(
+    d_states: Sequence[Tensor], before: Tensor, saved: Sequence[Tensor], w_hh: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Gradients of one LSTM step from those of h' and c'; ``before`` is c.
+
+    Returns the gradients [rows, 4H] before activation, of the input's share and of the recurrent
+    share, which are the same here, and those of h and c.
+    """
+    (dh, dc), (gates, c_new) = d_states, saved
+    i, f, g, o = gates.chunk(4, 1)
+    t = c_new.tanh()
+    dc = dc + dh * o * (1 - t * t)
+    da = torch.cat(
+        [
+            dc * g * i * (1 - i),
+            dc * before * f * (1 - f),
+            dc * i * (1 - g * g),
+            dh * t * o * (1 - o),
+        ],
+        1,
     )
-    steps = _walk(len(x), len(h0), batch_sizes, reverse)
-    h_old, c_old = _before(y, h0, steps), _before(cells, c0, steps)
-    da = torch.empty_like(gates)
-    for rows, n in reversed(steps):
-        i, f, g, o = gates[rows].chunk(4, 1)
-        t = cells[rows].tanh()
-        dh_t = dh[:n] + dy[rows]
-        dc_t = dc[:n] + dh_t * o * (1 - t * t)
-        da[rows] = torch.cat(
-            [
-                dc_t * g * i * (1 - i),
-                dc_t * c_old[rows] * f * (1 - f),
-                dc_t * i * (1 - g * g),
-                dh_t * t * o * (1 - o),
-            ],
-            1,
-        )
-        dh, dc = _replaced(dh, da[rows] @ w_hh), _replaced(dc, dc_t * f)
-    dx = da @ w_ih if need_dx else x.new_empty(0)
-    grads = (dx, dh, dc, da.T @ x, da.T @ h_old, da.sum(0))
-    return tuple(grad.to(dtype) for grad in grads)  # type: ignore[return-value]
+    return da, da, (da @ w_hh, dc * f)
 
 
-def gru_forward(
-    x: Tensor,  # [N, I]
-    h0: Tensor,  # [B, H]
-    w_ih: Tensor,  # [3H, I], gates in order r z n
-    w_hh: Tensor,  # [3H, H]
-    b_ih: Tensor | None,  # [3H]
-    b_hh: Tensor | None,  # [3H]
-    batch_sizes: Tensor | None,  # [T], int64 on CPU, non-increasing
+def gru_step_backward(
+    d_states: Sequence[Tensor], before: Tensor, saved: Sequence[Tensor], w_hh: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor]]:
+    """Gradients of one GRU step from that of h'; ``before`` is h.
+
+    Returns the gradients [rows, 3H] before activation of the input's share, of r z n, and of the
+    recurrent share, of r z m, and that of h.
+    """
+    (dh,), (gates,) = d_states, saved
+    r, z, n, m = gates.chunk(4, 1)
+    da_n = dh * (1 - z) * (1 - n * n)
+    dm = da_n * r
+    da_r = dm * m * (1 - r)
+    da_z = dh * (before - n) * z * (1 - z)
+    recurrent = torch.cat([da_r, da_z, dm], 1)
+    return torch.cat([da_r, da_z, da_n], 1), recurrent, (dh * z + recurrent @ w_hh,)
+
+
+_STEPS = {"lstm": (lstm_step, lstm_step_backward), "gru": (gru_step, gru_step_backward)}
+
+
+def forward(
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
     reverse: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """r, z = sigmoid(W x + U h + b); n = tanh(W_n x + b_in + r (U_n h + b_hn)); h' = n + z (h - n).
-
-    Returns y [N, H], h_n [B, H] and for the backward pass gates [N, 4H] (r z n, activated, and
-    m = U_n h + b_hn), empty unless ``save``.
-    """
-    dtype = x.dtype
-    x, h, w_ih, w_hh, b_ih, b_hh = _widened(x, h0, w_ih, w_hh, b_ih, b_hh)
-    ys, gates = [], []
-    steps = _walk(len(x), len(h), batch_sizes, reverse)
-    for rows, count in steps:
-        xr, xz, xn = linear(x[rows], w_ih, b_ih).chunk(3, 1)
-        hr, hz, m = linear(h[:count], w_hh, b_hh).chunk(3, 1)
-        r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
-        n = (xn + r * m).tanh()
-        h_new = n + z * (h[:count] - n)
-        h = _replaced(h, h_new)
-        ys.append(h_new)
+) -> Forward:
+    """Runs a layer; see :class:`~fastrnn.kernels.contract.KernelModule`."""
+    dtype, step = x.dtype, _STEPS[cell.name][0]
+    x, *current = _widened(x, *states)
+    weights = _widened(*weights)
+    outputs: list[Tensor] = []
+    saved: list[list[Tensor]] = [[] for _ in cell.saved_widths]
+    for rows, n in _walk(len(x), len(current[0]), batch_sizes, reverse):
+        new, kept = step(x[rows], [state[:n] for state in current], weights)
+        current = [_replaced(old, state) for old, state in zip(current, new, strict=True)]
+        outputs.append(new[0])
         if save:
-            gates.append(torch.cat([r, z, n, m], 1))
-    y, gates_ = (_in_time_order(part, reverse, x, w_hh) for part in (ys, gates))
-    return y.to(dtype), h.to(dtype), gates_.to(dtype)
+            for parts, part in zip(saved, kept, strict=True):
+                parts.append(part)
+    y = _in_time_order(outputs, reverse) if outputs else x.new_empty(0, current[0].shape[1])
+    return (
+        y.to(dtype),
+        tuple(state.to(dtype) for state in current),
+        tuple(
+            (_in_time_order(parts, reverse) if parts else x.new_empty(0)).to(dtype)
+            for parts in saved
+        ),
+    )
 
 
-def gru_backward(
-    dy: Tensor,  # [N, H]
-    dh_n: Tensor,  # [B, H]
+def backward(
+    cell: Cell,
+    dy: Tensor | None,
+    d_final: Sequence[Tensor],
     x: Tensor,
-    h0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
     y: Tensor,
-    gates: Tensor,
+    saved: Sequence[Tensor],
     batch_sizes: Tensor | None,
     reverse: bool,
     need_dx: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns dx (empty unless ``need_dx``), dh0, dw_ih, dw_hh, db_ih and db_hh."""
-    dtype = x.dtype
-    dy, dh, x, h0, w_ih, w_hh, y, gates = _widened(dy, dh_n, x, h0, w_ih, w_hh, y, gates)
-    steps = _walk(len(x), len(h0), batch_sizes, reverse)
-    h_old = _before(y, h0, steps)
-    hidden = h0.shape[1]
-    # Gradients before activation: of r, z, n and of m, the recurrent half of n.
-    da_r, da_z, da_n, dm = (gates.new_empty(len(x), hidden) for _ in range(4))
-    for rows, count in reversed(steps):
-        r, z, n, m = gates[rows].chunk(4, 1)
-        dh_t = dh[:count] + dy[rows]
-        da_n[rows] = dh_t * (1 - z) * (1 - n * n)
-        dm[rows] = da_n[rows] * r
-        da_r[rows] = dm[rows] * m * (1 - r)
-        da_z[rows] = dh_t * (h_old[rows] - n) * z * (1 - z)
-        recurrent = torch.cat([da_r[rows], da_z[rows], dm[rows]], 1)
-        dh = _replaced(dh, dh_t * z + recurrent @ w_hh)
-    da_x, da_h = torch.cat([da_r, da_z, da_n], 1), torch.cat([da_r, da_z, dm], 1)
+) -> Backward:
+    """Computes a layer's gradients; see :class:`~fastrnn.kernels.contract.KernelModule`."""
+    dtype, step_backward = x.dtype, _STEPS[cell.name][1]
+    dy = torch.zeros_like(y) if dy is None else dy
+    dy, x, y, w_ih, w_hh = _widened(dy, x, y, *weights)
+    current, states, saved = _widened(*d_final), _widened(*states), _widened(*saved)
+    steps = _walk(len(x), len(states[0]), batch_sizes, reverse)
+    h_before = _before(y, states[0], steps)
+    # What a step needs of the step before it: an LSTM its cell state, a GRU its h.
+    before = _before(saved[1], states[1], steps) if cell.states == 2 else h_before
+    da_x = x.new_empty(len(x), cell.gates * y.shape[1])
+    da_h = torch.empty_like(da_x)
+    for rows, n in reversed(steps):
+        d_states = [current[0][:n] + dy[rows], *(d[:n] for d in current[1:])]
+        da_x[rows], da_h[rows], new = step_backward(
+            d_states, before[rows], [part[rows] for part in saved], w_hh
+        )
+        current = [_replaced(old, d) for old, d in zip(current, new, strict=True)]
     dx = da_x @ w_ih if need_dx else x.new_empty(0)
-    grads = (dx, dh, da_x.T @ x, da_h.T @ h_old, da_x.sum(0), da_h.sum(0))
-    return tuple(grad.to(dtype) for grad in grads)  # type: ignore[return-value]
+    d_bias = [da_x.sum(0), da_h.sum(0)][: cell.bias_gradients]
+    d_weights = (da_x.T @ x, da_h.T @ h_before, *d_bias)
+    return (
+        dx.to(dtype),
+        tuple(d.to(dtype) for d in current),
+        tuple(d.to(dtype) for d in d_weights),
+    )
 
 
 def _widened(*tensors: Tensor | None) -> list[Tensor]:
@@ -177,7 +187,7 @@ def _widened(*tensors: Tensor | None) -> list[Tensor]:
 def _walk(
     rows: int, batch: int, batch_sizes: Tensor | None, reverse: bool
 ) -> list[tuple[slice, int]]:
-    """(the step's rows, how many they are), in the order in which steps are taken."""
+    """The rows of each step and their number, in the order in which steps are taken."""
     if batch_sizes is not None:
         sizes = batch_sizes.tolist()
     else:
@@ -190,19 +200,17 @@ def _walk(
 
 
 def _replaced(state: Tensor, new: Tensor) -> Tensor:
-    """The states with the first ones new; sequences that do not run in this step keep theirs."""
+    """The state with its first rows new; sequences that do not run in this step keep theirs."""
     return new if len(new) == len(state) else torch.cat([new, state[len(new) :]])
 
 
-def _in_time_order(steps: list[Tensor], reverse: bool, x: Tensor, w_hh: Tensor) -> Tensor:
-    """The steps' rows under each other; without steps, an empty tensor."""
-    if not steps:
-        return x.new_empty(0) if len(x) else x.new_empty(0, w_hh.shape[1])
+def _in_time_order(steps: list[Tensor], reverse: bool) -> Tensor:
+    """The rows of all steps, first step first."""
     return torch.cat(steps[::-1] if reverse else steps)
 
 
 def _before(states: Tensor, initial: Tensor, steps: Sequence[tuple[slice, int]]) -> Tensor:
-    """For every row [N, H] the state that its step started from."""
+    """For every row [N, H], the state that its step started from."""
     before, state = torch.empty_like(states), initial
     for rows, n in steps:
         before[rows] = state[:n]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
-from fastrnn.kernels import native
+from fastrnn.kernels import cpu
 
 # ||found - wanted|| / ||wanted||: of outputs and states, of gradients
 TOLERANCES = {
@@ -34,7 +34,7 @@ LAYOUTS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
 
 def levels() -> list[str]:
     """The native library's instruction sets, best first; none if it is not built."""
-    return native.info().get("levels", [])
+    return cpu.info().get("levels", [])
 
 
 def backends() -> list[str]:
@@ -46,15 +46,15 @@ def backends() -> list[str]:
 def forced(name: str) -> Iterator[None]:
     """Forces one of :func:`backends` within a block."""
     backend, _, level = name.partition(":")
-    before = native.info().get("level")
+    before = cpu.info().get("level")
     with fastrnn.backend(backend):
         if level:
-            native.select_level(level)
+            cpu.select_level(level)
         try:
             yield
         finally:
             if level:
-                native.select_level(before)
+                cpu.select_level(before)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
 """The choice of backend: automatic, forced, explained; and life without the native library."""
 
 import contextlib
+import dataclasses
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from torch import nn
 
 import fastrnn
 from fastrnn import backends
-from fastrnn.kernels import native
+from fastrnn.kernels import cpu, library, reference
+from fastrnn.kernels.contract import Cell, Forward
 from tests.test_functional import python
 
 
@@ -27,13 +31,10 @@ def call(**changes: object) -> backends.Call:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    def library_path(name: str = "fastrnn_cpu") -> Path:
-        return tmp_path / f"lib{name}.so"
-
-    monkeypatch.setattr(native, "library_path", library_path)
-    native._load.cache_clear()
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    cpu._load.cache_clear()
     yield
-    native._load.cache_clear()
+    cpu._load.cache_clear()
 
 
 # ---- the automatic choice
@@ -69,16 +70,14 @@ def test_explain_takes_what_a_user_knows() -> None:
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_the_chosen_kernels_are_those_that_run(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    for module in ("reference", "native"):
-        kernels = __import__(f"fastrnn.kernels.{module}", fromlist=["*"])
-        name = f"{cell.lower()}_forward"
-        right = getattr(kernels, name)
+    for name, kernels in (("reference", reference), ("cpu", cpu)):
+        right = kernels.forward
 
-        def forward(*args: object, right: object = right, module: str = module) -> object:
-            ran.append(module)
-            return right(*args)  # type: ignore[operator]
+        def forward(*args: Any, right: Any = right, name: str = name) -> object:
+            ran.append(name)
+            return right(*args)
 
-        monkeypatch.setattr(kernels, name, forward)
+        monkeypatch.setattr(kernels, "forward", forward)
     layer, x = getattr(fastrnn, cell)(3, 5), torch.zeros(4, 2, 3)
     layer(x)
     with fastrnn.backend("reference"):
@@ -86,7 +85,7 @@ def test_the_chosen_kernels_are_those_that_run(cell: str, monkeypatch: pytest.Mo
     with fastrnn.backend("torch"):
         layer(x)
     layer(x[:1])  # one step is torch's
-    assert ran == ["native", "reference"]
+    assert ran == ["cpu", "reference"]
 
 
 # ---- forcing
@@ -172,7 +171,7 @@ def test_the_environment_variable(value: str) -> None:
 
 def test_backend_info_is_ready_for_json() -> None:
     info = json.loads(json.dumps(fastrnn.backend_info()))
-    assert set(info["backends"]) == set(backends.NAMES)
+    assert set(info["backends"]) == set(backends.BACKENDS)
     assert info["threads"] == torch.get_num_threads()
     assert info["forced"] is None
     cpu = info["backends"]["cpu"]
@@ -183,10 +182,10 @@ def test_backend_info_is_ready_for_json() -> None:
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
-    before = native.info()["level"]
+    before = cpu.info()["level"]
     with pytest.raises(ValueError, match="instruction set 'sse9' is not available here"):
-        native.select_level("sse9")
-    assert native.info()["level"] == before
+        cpu.select_level("sse9")
+    assert cpu.info()["level"] == before
 
 
 @pytest.mark.usefixtures("no_library")
@@ -209,24 +208,106 @@ def test_without_the_native_library_all_works_and_it_is_said() -> None:
 
 def test_what_the_build_said_is_repeated(no_library: None, tmp_path: Path) -> None:
     (tmp_path / "build.json").write_text('{"fastrnn_cpu": {"built": false, "reason": "no g++"}}')
-    assert (native.load_error() or "").endswith("the build said: no g++")
+    assert (cpu.load_error() or "").endswith("the build said: no g++")
 
 
 def test_a_library_that_does_not_load_is_reported(
     no_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "libfastrnn_cpu.so").write_bytes(b"no library")
-    error = native.load_error()
+    error = cpu.load_error()
     assert error is not None
     assert "does not load" in error
     assert "reinstall fastrnn" in error
 
 
 def test_a_library_of_another_version_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "ABI_VERSION", 999)
-    native._load.cache_clear()
-    error = native.load_error()
+    monkeypatch.setattr(library, "ABI_VERSION", 999)
+    cpu._load.cache_clear()
+    error = cpu.load_error()
     monkeypatch.undo()
-    native._load.cache_clear()
+    cpu._load.cache_clear()
     assert error is not None
     assert "this fastrnn needs 999" in error
+
+
+# ---- adding a backend: one record and one module
+
+
+class FakeKernels:
+    """A kernel module: the reference's, with an output twice as large."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def forward(self, cell: Cell, *args: Any) -> Forward:
+        self.calls.append(cell.name)
+        y, final, saved = reference.forward(cell, *args)
+        return 2 * y, final, saved
+
+    backward = staticmethod(reference.backward)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernels]:
+    """A backend called fake, for float32 on CPUs; all that it takes is a record and a module."""
+    kernels = FakeKernels()
+    monkeypatch.setitem(sys.modules, "fastrnn.kernels.fake", kernels)
+    record = backends.Backend(
+        name="fake",
+        summary="twice as large",
+        where="CPU",
+        module="fake",
+        devices=("cpu",),
+        dtypes=(torch.float32,),
+        facts=lambda: {"factor": 2},
+    )
+    monkeypatch.setitem(backends.BACKENDS, "fake", record)
+    backends._kernel_module.cache_clear()
+    yield kernels
+    backends._kernel_module.cache_clear()
+
+
+def test_a_new_backend_is_listed(fake: FakeKernels) -> None:
+    assert fastrnn.backend_info()["backends"]["fake"] == {"available": True, "factor": 2}
+    with pytest.raises(ValueError, match=r"choose one of cpu, .*reference, fake"):
+        backends.checked_name("nonsense", "x")
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_new_backend_is_used_where_it_is_forced(fake: FakeKernels, cell: str) -> None:
+    layer, x = getattr(fastrnn, cell)(3, 5), torch.randn(4, 2, 3)
+    with fastrnn.backend("reference"):
+        wanted = layer(x)[0]
+    with fastrnn.backend("fake"):
+        found = layer(x)[0]
+        found.sum().backward()
+    assert fake.calls == [cell.lower()]
+    torch.testing.assert_close(found, 2 * wanted)
+    assert layer.weight_hh_l0.grad is not None
+
+
+def test_a_new_backend_is_refused_with_its_reason(fake: FakeKernels) -> None:
+    for changes, reason in (
+        ({"dtype": torch.float64}, r"torch.float64 is not supported \(float32 is\)"),
+        ({"device": "cuda"}, "tensors are on cuda"),
+        ({"projected": True}, "proj_size > 0"),
+    ):
+        wanted = f"backend 'fake' cannot run this call: {reason}"
+        with fastrnn.backend("fake"), pytest.raises(RuntimeError, match=wanted):
+            backends.choose(call(**changes))
+    assert not fake.calls
+
+
+def test_a_new_automatic_backend_is_chosen_in_the_records_order(
+    fake: FakeKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automatic = dataclasses.replace(backends.BACKENDS["fake"], automatic=True)
+    monkeypatch.setitem(backends.BACKENDS, "fake", automatic)
+    assert backends.choose(call()).backend == "cpu"
+    broken = dataclasses.replace(backends.BACKENDS["cpu"], load_error=lambda: "broken")
+    monkeypatch.setitem(backends.BACKENDS, "cpu", broken)
+    assert backends.choose(call()).backend == "fake"
+    choice = backends.choose(call(dtype=torch.float64))
+    assert choice.backend == "torch"
+    assert choice.reason.startswith("fake: torch.float64 is not supported")

@@ -1,4 +1,4 @@
-"""benchmarks.compare tells no speed for wrong numbers, and a killed run resumes."""
+"""benchmarks.compare reports no speed for wrong results, and a killed run resumes."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import compare, measure, report
+from benchmarks import compare, import_time, measure, report
 from benchmarks.cases import GRIDS, Case
 from benchmarks.memory import peak_memory
 
@@ -21,14 +21,14 @@ TINY = ["--cells", "GRU", "--hidden", "4", "--batch", "2", "--steps", "3", "--bu
 
 
 class Mutant(nn.GRU):
-    """torch's GRU with outputs too large by a thousandth."""
+    """torch's GRU, whose outputs are made wrong by a thousandth."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, h_n = super().__call__(x)
         return 1.001 * y, h_n
 
 
-def test_full_grid_has_every_case_of_the_specification_once() -> None:
+def test_full_grid_has_each_combination_once() -> None:
     keys = [case.key for case in GRIDS["full-cpu"]]
     assert len(keys) == len(set(keys)) == 2 * 5 * 4 * 3 * 2
 
@@ -54,7 +54,7 @@ def test_impossible_case_is_refused(change: dict[str, Any]) -> None:
         replace(Case("GRU", 1, 1, 1, 1), **change)
 
 
-def test_compare_writes_times_of_both_and_where_they_come_from(tmp_path: Path) -> None:
+def test_compare_writes_times_of_both_peers_and_their_environment(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     assert compare.main([*TINY, "--input", "1", "H", "--sgemm", "--json", str(file)]) == 0
     written = json.loads(file.read_text())
@@ -91,14 +91,14 @@ def test_run_resumes_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert compare.main(arguments) == 0
 
 
-def test_results_of_other_conditions_are_not_mixed(tmp_path: Path) -> None:
+def test_results_of_different_environments_are_not_mixed(tmp_path: Path) -> None:
     arguments = [*TINY, "--mode", "inference", "--json", str(tmp_path / "results.json")]
     assert compare.main(arguments) == 0
     with pytest.raises(SystemExit, match="another backend"):
         compare.main([*arguments, "--backend", "reference"])
 
 
-def test_conditions_are_told_where_there_is_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_reported_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert report.environment("cpu")["commit"] == "unknown"
 
@@ -106,6 +106,19 @@ def test_conditions_are_told_where_there_is_no_git(monkeypatch: pytest.MonkeyPat
 def test_nan_counts_as_wrong() -> None:
     error = measure.relative_error(torch.tensor([torch.nan]), torch.ones(1))
     assert not error <= 1
+
+
+@pytest.mark.parametrize(("times", "status"), [([30, 39, 90], 0), ([30, 41, 42], 1)])
+def test_import_time_fails_if_the_median_is_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch, times: list[float], status: int
+) -> None:
+    each = iter([500.0, *times])  # the first one warms up
+    monkeypatch.setattr(import_time, "milliseconds", lambda: next(each))
+    assert import_time.main(["--rounds", "3"]) == status
+
+
+def test_import_time_is_measured_in_a_fresh_process() -> None:
+    assert import_time.milliseconds() > 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self")

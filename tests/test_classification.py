@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastrnn import data, plots
-from fastrnn.config import Config
+from fastrnn.tasks import data, figures
 from fastrnn.tasks.classification import TASK
+from fastrnn.tasks.config import PixelConfig
+from fastrnn.training.figures import curves
 
 # The settings of the original experiments: cell, layers, H, batch, rate, epochs.
 ORIGINAL = {
@@ -36,7 +37,7 @@ class TestPresets:
     @pytest.mark.parametrize("name", ORIGINAL)
     def test_original_settings(self, name):
         cell, layers, hidden, batch, rate, epochs = ORIGINAL[name]
-        assert TASK.presets[name] == Config(
+        assert TASK.presets[name] == PixelConfig(
             cell=cell,
             num_layers=layers,
             hidden_size=hidden,
@@ -81,13 +82,13 @@ class _Echo(nn.Module):
 class TestFigures:
     def test_cross_entropy_and_accuracy_of_each_image(self):
         x = torch.tensor([3.0, 4.0]).reshape(1, 2, 1)
-        figures = TASK.measure(_Echo().eval(), x, torch.tensor([3, 9]), Config())
+        figures = TASK.measure(_Echo().eval(), x, torch.tensor([3, 9]), PixelConfig())
         torch.testing.assert_close(figures["loss"], torch.tensor([0.0, 50.0]))
         torch.testing.assert_close(figures["accuracy"], torch.tensor([1.0, 0.0]))
 
     def test_an_unsure_model_loses_ln_10(self):
         logits = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 10))).eval()
-        figures = TASK.measure(logits, torch.zeros(10, 1, 1), torch.tensor([0]), Config())
+        figures = TASK.measure(logits, torch.zeros(10, 1, 1), torch.tensor([0]), PixelConfig())
         assert figures["loss"].item() == pytest.approx(math.log(10))
 
     def test_pixels_are_dropped_in_training_only(self):
@@ -99,8 +100,8 @@ class TestFigures:
                 return torch.zeros(x.shape[1], 10)
 
         x, labels, model = torch.ones(64, 50, 1), torch.zeros(50).long(), Keep()
-        TASK.measure(model.train(), x, labels, Config(input_dropout=0.25))
-        TASK.measure(model.eval(), x, labels, Config(input_dropout=0.25))
+        TASK.measure(model.train(), x, labels, PixelConfig(input_dropout=0.25))
+        TASK.measure(model.eval(), x, labels, PixelConfig(input_dropout=0.25))
         assert set(seen[0].unique().tolist()) == {0.0, 1.0}
         assert seen[0].mean().item() == pytest.approx(0.75, abs=0.05)
         assert torch.equal(seen[1], x)
@@ -113,15 +114,15 @@ class TestFigures:
 class TestPictures:
     def test_confusion_counts_every_test_image(self, digits, monkeypatch):
         drawn: list[torch.Tensor] = []
-        monkeypatch.setattr(plots, "confusion", drawn.append)
-        config = Config(dataset="digits", device="cpu")
-        TASK.pictures(TASK.model(config, digits), digits, config)
+        monkeypatch.setattr(figures, "confusion", drawn.append)
+        config = PixelConfig(dataset="digits", device="cpu")
+        TASK.figures(TASK.model(config, digits), digits, config)
         (counts,) = drawn
         labels = torch.bincount(digits.test.labels, minlength=10)
         assert torch.equal(counts.sum(1), labels)
 
     def test_confusion_is_drawn_with_its_counts(self):
-        figure = plots.confusion(torch.tensor([[8, 0], [1, 3]]))
+        figure = figures.confusion(torch.tensor([[8, 0], [1, 3]]))
         (panel,) = figure.axes
         assert sorted(text.get_text() for text in panel.texts) == ["1", "3", "8"]
         assert panel.get_title() == "test set: 91.67% of 12 right"
@@ -132,7 +133,7 @@ class TestPictures:
             | {"train_accuracy": 1 - 1 / n, "validation_accuracy": 1 - 2 / n}
             for n in (1, 2, 3)
         ]
-        figure = plots.curves(history)
+        figure = curves(history)
         assert [panel.get_title() for panel in figure.axes] == ["loss", "accuracy"]
         train, validation = figure.axes[0].lines
         assert np.asarray(train.get_ydata()).tolist() == [row["train_loss"] for row in history]

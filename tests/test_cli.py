@@ -11,8 +11,9 @@ import time
 import pytest
 import torch
 
-from fastrnn import __version__, backend_info, checkpoints
+from fastrnn import __version__, backend_info, cli
 from fastrnn.tasks.classification import TASK
+from fastrnn.training import checkpoints
 from tests import command
 
 TINY = ["--dataset", "digits", "--hidden-size", "4", "--epochs", "2", "--batch-size", "200"]
@@ -43,7 +44,7 @@ class TestTrain:
         assert summary["test_accuracy"] >= 0.95
         assert f"test accuracy {summary['test_accuracy']:.2%}" in out
 
-    def test_without_mnist_tells_how_to_get_it(self, fastrnn, tmp_path):
+    def test_without_mnist_says_how_to_get_it(self, fastrnn, tmp_path):
         status, out, _ = fastrnn(
             "train", "classification", *TINY[2:], "--data-dir", tmp_path / "no"
         )
@@ -54,6 +55,10 @@ class TestTrain:
         config = json.loads((finished / "config.json").read_text())
         assert (config["task"], config["preset"]) == ("classification", "digits")
         assert config["settings"]["hidden_size"] == 4
+        names = "dataset data_dir pixels cell hidden_size num_layers initialisation input_dropout "
+        names += "epochs batch_size learning_rate schedule warmup clip seed device backend "
+        names += "checkpoint_seconds"
+        assert set(config["settings"]) == set(names.split())  # else older runs do not open
         summary = json.loads((finished / "summary.json").read_text())
         assert set(summary) >= {"test_accuracy", "test_loss", "training_seconds", "backend"}
         assert summary["versions"]["torch"] == torch.__version__
@@ -92,11 +97,11 @@ class TestErrors:
             ),
             (
                 ["train", "classification", *TINY, "--hidden-size", "2147483647"],
-                "memory is not enough: make --hidden-size",
+                "there is not enough memory: make --hidden-size",
             ),
             (
                 ["train", "pixel-prediction", *TINY, "--pixels", "grey"],
-                "gives odds of binary pixels, not grey ones: drop --pixels",
+                "predicts binary pixels, not grey ones: drop --pixels",
             ),
             (["train", "classification", *TINY, "--out", "/proc/run"], "/proc/run cannot be made"),
             (["evaluate", "no"], "no is not a run"),
@@ -219,6 +224,37 @@ def _process(*arguments):
     )
 
 
+class TestWithoutTheExtra:
+    """fastrnn[tasks] is not installed: one line says what is missing and how to get it."""
+
+    @pytest.mark.parametrize(
+        ("package", "arguments"),
+        [
+            ("typer", ["--version"]),
+            ("rich", ["presets"]),
+            ("safetensors", ["evaluate", "run"]),
+            ("sklearn", ["train", "classification", "--dataset", "digits"]),
+        ],
+    )
+    def test_a_missing_package_is_named_with_the_remedy(self, tmp_path, package, arguments):
+        code = f"import sys; sys.modules[{package!r}] = None; from fastrnn.cli import main; main()"
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        message = f"{package} is not installed; the tasks need it: pip install 'fastrnn[tasks]'"
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == f"fastrnn: {message}\n"
+
+    def test_another_missing_module_is_a_bug_and_raises(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "fastrnn.cli.app", None)
+        with pytest.raises(ModuleNotFoundError):
+            cli.main()
+
+
 class TestEvaluate:
     def test_repeats_the_summary(self, fastrnn, finished):
         status, out, _ = fastrnn("evaluate", finished)
@@ -276,6 +312,15 @@ class TestInfo:
         status, out, _ = fastrnn("info", *forced)
         assert status == 0
         assert out.split(":")[0] in backend_info()["backends"]
+
+    def test_python_m_does_the_same(self):
+        result = subprocess.run(
+            [sys.executable, "-m", "fastrnn", "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stdout == f"fastrnn {__version__}\n"
 
     def test_version(self, fastrnn):
         assert fastrnn("--version") == (0, f"fastrnn {__version__}\n", "")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from fastrnn import data, holes
+from fastrnn.tasks import data, holes
 from tests import command
 
 TINY = ["--dataset", "digits", "--hidden-size", "8", "--epochs", "2", "--batch-size", "200"]
@@ -133,7 +133,7 @@ class TestErrors:
             (["complete", PREDICTION, "--seed", "-1"], "--seed is -1; expected 0"),
             (
                 ["complete", PREDICTION, "--samples", str(10**12)],
-                "memory is not enough",
+                "there is not enough memory",
             ),
             (["complete", PREDICTION, "--backend", "cuda"], "backend 'cuda' cannot run this call"),
             (["inpaint", INPAINTING, "--backend", "cuda"], "backend 'cuda' cannot run this call"),
@@ -148,13 +148,13 @@ class TestErrors:
             ),
             (
                 ["inpaint", PREDICTION, "--holes", "none.npy", "--images", "3"],
-                "--images, --threshold and --seed are of generated holes",
+                "--images, --threshold and --seed are for generated holes",
             ),
             (
                 ["inpaint", PREDICTION, "--holes", "none.npy", "--seed", "0"],
-                "--images, --threshold and --seed are of generated holes",
+                "--images, --threshold and --seed are for generated holes",
             ),
-            (["inpaint", INPAINTING, "--width", "8"], "--width is of a run of pixel-prediction"),
+            (["inpaint", INPAINTING, "--width", "8"], "--width is for a run of pixel-prediction"),
         ],
         ids=lambda v: " ".join(v) if isinstance(v, list) else "",
     )

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastrnn import completion, data, pictures
-from fastrnn.config import Config, ConfigError
-from fastrnn.models import PixelModel
+from fastrnn.tasks import completion, completion_figures, completion_files, data
+from fastrnn.tasks.completion_figures import KNOWN, PREDICTED, UNKNOWN
+from fastrnn.tasks.config import PixelConfig
+from fastrnn.tasks.models import PixelModel
 from fastrnn.tasks.pixel_prediction import TASK
+from fastrnn.training.config import ConfigError
 
-CONFIG = Config(dataset="digits", device="cpu")
+CONFIG = PixelConfig(dataset="digits", device="cpu")
 WINDOW = 22
 
 
@@ -30,7 +32,6 @@ def _complete(model, digits, window=WINDOW, images=7, samples=5, seed=3, show=la
     return completion.complete(
         model,
         digits.test,
-        CONFIG,
         window=window,
         images=images,
         samples=samples,
@@ -45,8 +46,8 @@ def done(model, digits):
 
 
 class TestDrawing:
-    def test_each_pixel_is_drawn_from_its_odds_given_those_before_it(self, done, model, digits):
-        """Every pixel of the window, the last one too; odds as if the whole image was read."""
+    def test_each_pixel_is_drawn_from_its_logit_given_those_before_it(self, done, model, digits):
+        """Every pixel of the window, including the last; logits as if the whole image was read."""
         completed = done.images[:, None].repeat(1, 5, 1)
         completed[:, :, -WINDOW:] = done.samples
         x = data.sequences(completed.flatten(0, 1), grey=False)
@@ -73,13 +74,11 @@ class TestDrawing:
         assert torch.equal(found.samples, done.samples)
         torch.testing.assert_close(found.logits, done.logits, atol=1e-5, rtol=1e-5)
 
-    def test_batches_change_nothing_and_tell_how_far_they_are(
-        self, done, model, digits, monkeypatch
-    ):
+    def test_batches_change_nothing_and_show_progress(self, done, model, digits, monkeypatch):
         monkeypatch.setattr(completion, "BATCH", 3)
-        told: list[int] = []
-        found = _complete(model, digits, show=told.append)
-        assert told == [3, 6, 7]
+        shown: list[int] = []
+        found = _complete(model, digits, show=shown.append)
+        assert shown == [3, 6, 7]
         assert torch.equal(found.samples, done.samples)
 
     def test_all_but_the_first_pixel(self, model, digits):
@@ -124,7 +123,7 @@ class TestFigures:
 
     def test_sets_are_the_extremes_of_each_length(self, done):
         lengths = (1, 4, 8, 22)
-        sets = completion.sets(done, lengths)
+        sets = completion_files.sets(done, lengths)
         for k, length in enumerate(lengths):
             true, variance = done.true_nats(lengths)[:, k], done.variance(lengths)[:, k]
             orders = [sets[f"{which}/{length}.png"][1] for which in ("fail", "good", "var")]
@@ -151,13 +150,13 @@ class TestLengths:
 class TestPictures:
     def test_parts_have_their_colours(self):
         images = torch.tensor([[[1, 0, 1], [0, 1, 1]]])
-        found = pictures.coloured(images, (2, pictures.KNOWN), (None, pictures.PREDICTED))
-        (k0, k1), (p0, p1) = pictures.KNOWN, pictures.PREDICTED
+        found = completion_figures.coloured(images, (2, KNOWN), (None, PREDICTED))
+        (k0, k1), (p0, p1) = KNOWN, PREDICTED
         assert np.array_equal(found, [[[k1, k0, p1], [p0, p1, p1]]])
 
     def test_a_row_for_each_image_with_titles_and_captions(self):
         truth, samples = torch.zeros(2, 4, 4), torch.ones(2, 3, 4, 4)
-        figure = pictures.completions(
+        figure = completion_figures.completions(
             "of two", truth, samples, known=10, predicted=4, captions=["one", "two"]
         )
         texts = [text.get_text() for text in figure.texts]
@@ -165,5 +164,10 @@ class TestPictures:
         assert texts == ["of two", *names, "one", "two"]
         (picture,) = figure.images
         colours = {tuple(rgb) for rgb in np.asarray(picture.get_array()).reshape(-1, 3).tolist()}
-        kinds = {pictures.KNOWN[0], *pictures.PREDICTED, pictures.UNKNOWN[0], (1.0, 1.0, 1.0)}
-        assert colours == kinds | {pictures.KNOWN[1]}
+        kinds = {
+            KNOWN[0],
+            *PREDICTED,
+            UNKNOWN[0],
+            (1.0, 1.0, 1.0),
+        }
+        assert colours == kinds | {KNOWN[1]}

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fastrnn.kernels import native, native_cuda
+from fastrnn.kernels import contract, cuda
+from fastrnn.kernels import library as native
 from tests.test_triton import (
     BRAIN,
     HALF,
@@ -44,7 +45,7 @@ class Plan(NamedTuple):
 
 
 class Emulator(NamedTuple):
-    """Steers the emulated GPU, and tells what it ran."""
+    """Controls the emulated GPU, and reports what it ran."""
 
     use: Callable[[int, int], None]
     plan: Callable[[], Plan]
@@ -52,15 +53,15 @@ class Emulator(NamedTuple):
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    """Compiles the kernels for an emulated GPU, and has native_cuda call those."""
+    """Compiles the kernels for an emulated GPU, and has kernels/cuda.py call those."""
     path = tmp_path_factory.mktemp("emulator") / "libfastrnn_cuda.so"
     sources = [ROOT / "tests/csrc_cuda/emulator.cpp", ROOT / "kernels/csrc/cuda/api.cpp"]
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DFASTRNN_LEVEL=cuda"]
     subprocess.run(["g++", *flags, *sources, "-o", path], check=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library_path", lambda _="": path)
-        native_cuda._load.cache_clear()
-        library = native_cuda._library()
+        patch.setattr(native, "FOLDER", path.parent)
+        cuda._load.cache_clear()
+        library = cuda._library()
 
         def plan() -> Plan:
             facts = (ctypes.c_int64 * len(Plan._fields))()
@@ -68,7 +69,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
             return Plan(*facts)
 
         yield Emulator(library.emulate, plan)
-    native_cuda._load.cache_clear()
+    cuda._load.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def exact_float32() -> Iterator[None]:
 def _errors(emulator: Emulator, device: int, case: Case, fault: int = NONE) -> dict[str, float]:
     emulator.use(device, fault)
     try:
-        return compare(case, "cpu", "native_cuda")
+        return compare(case, "cpu", "cuda")
     finally:
         emulator.use(CLUSTERS, NONE)
 
@@ -170,11 +171,11 @@ def test_a_meeting_at_which_nobody_waits_shows(
 
 
 def test_nan_and_inf_stay_in_their_sequence(emulator: Emulator) -> None:
-    assert all(non_finite("cpu", "native_cuda").values())
+    assert all(non_finite("cpu", "cuda").values())
 
 
 def test_an_empty_batch_gives_empty_results_and_zero_gradients(emulator: Emulator) -> None:
-    shapes = empty_batch("cpu", "native_cuda")
+    shapes = empty_batch("cpu", "cuda")
     assert shapes[:3] == [(0, 3)] * 3
     assert shapes[-3:] == [(12, 2), (12, 3), (12,)]
 
@@ -188,4 +189,4 @@ def test_an_error_has_the_sizes_and_the_library_s_message(emulator: Emulator) ->
     x, h = torch.zeros(1, 1), torch.zeros(1, (1 << 20) + 1)
     weights = torch.zeros(3, 1), torch.zeros(3, 1)
     with pytest.raises(RuntimeError, match=r"forward on cpu: argument \(T 1, B 1, H 1048577, .*32"):
-        native_cuda.gru_forward(x, h, *weights, None, None, None, False, False)
+        cuda.forward(contract.GRU, x, (h,), (*weights, None, None), None, False, False)

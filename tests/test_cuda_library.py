@@ -13,19 +13,19 @@ import torch
 
 import fastrnn
 from benchmarks import cuda_resources
-from fastrnn.kernels import native, native_cuda
+from fastrnn.kernels import cpu, cuda
 
 ROOT = Path(__file__).parents[1]
 
 
 class TestBuilt:
-    path = native.library_path("fastrnn_cuda")
+    path = cpu.library_path("fastrnn_cuda")
 
     @pytest.fixture(autouse=True)
     def built(self) -> None:
         if shutil.which("nvcc") is None:
             pytest.skip("needs nvcc, with which the library is compiled")
-        assert self.path.exists(), native_cuda.load_error()
+        assert self.path.exists(), cuda.load_error()
 
     def test_no_kernel_spills(self) -> None:
         found = cuda_resources.read(self.path)
@@ -44,7 +44,7 @@ class TestBuilt:
         assert info["available"] == (info.get("reason") is None)
         if not torch.cuda.is_available():
             assert info["reason"] == "torch finds no GPU"
-            assert native_cuda.device_error() is not None
+            assert cuda.device_error() is not None
 
     def test_a_call_that_it_cannot_run_says_why(self) -> None:
         with fastrnn.backend("cuda"), pytest.raises(RuntimeError, match="tensors are on cpu"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrnn import data
+from fastrnn.tasks import data
 
 TRAIN, TEST = 5010, 20  # images of the imitation below; its validation set is the first 5,000
 
@@ -146,7 +146,7 @@ def test_a_download_fills_the_folder_that_lacks_a_file(
     assert lost.with_suffix("").exists()
 
 
-def test_a_failed_download_is_told_in_one_line(
+def test_a_failed_download_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fetch(*args: str, **kwargs: str) -> None:
@@ -175,14 +175,6 @@ def test_a_sequence_is_the_image_in_raster_order() -> None:
     assert x.shape == (4, 2, 1)
     assert x[:, 0, 0].tolist() == [0, 1, 1, 0]
     assert data.sequences(images * 255, grey=True).equal(x)
-
-
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    order = data.shuffled(100, 1, 2)
-    assert order.sort().values.equal(torch.arange(100))
-    assert order.equal(data.shuffled(100, 1, 2))
-    assert not order.equal(data.shuffled(100, 1, 3))
-    assert not order.equal(data.shuffled(100, 2, 2))
 
 
 def test_the_real_mnist(tmp_path: Path) -> None:

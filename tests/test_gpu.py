@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastrnn.kernels.contract import GRU
 from tests.test_triton import (
     HALF,
     TOLERANCE,
+    TRITON,
     WHOLE,
     Case,
     cases,
     compare,
     failures,
-    functions,
+    kernels,
     named,
     non_finite,
     opcheck,
@@ -27,7 +30,7 @@ from tests.test_triton import (
 
 
 def gpu_cases() -> Iterator[Case]:
-    """The same, and design's sizes, which only a GPU runs in reasonable time."""
+    """The interpreter's cases, and real sizes, which only a GPU runs in reasonable time."""
     yield from cases()
     for cell in ("lstm", "gru"):
         for dtype in TOLERANCE:
@@ -44,10 +47,10 @@ def gpu_cases() -> Iterator[Case]:
 
 
 GPU = torch.cuda.is_available()
-each_library = pytest.mark.parametrize("kernels", ["layer_triton", "native_cuda"])
+each_library = pytest.mark.parametrize("module", [TRITON, "cuda"])
 
 if GPU:  # not collected elsewhere
-    # Without it a torch that doubts cuBLAS's determinism warns at each product under poisoned().
+    # Without it, torch warns under poisoned() at each product that cuBLAS may not be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     @pytest.fixture(autouse=True)
@@ -58,10 +61,10 @@ if GPU:  # not collected elsewhere
 
     @pytest.mark.gpu
     @each_library
-    def test_tf32_is_used_if_torch_allows_it_and_is_near_enough(kernels: str) -> None:
+    def test_tf32_is_used_if_torch_allows_it_and_is_near_enough(module: str) -> None:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
             # At a size that Triton multiplies on tensor cores; a smaller layer's sums are exact.
-            errors = compare(Case("lstm", WHOLE, 28, 64, 28, 257), "cuda", kernels)
+            errors = compare(Case("lstm", WHOLE, 28, 64, 28, 257), "cuda", module)
         assert 1e-6 < errors["y"] < 1e-3
         assert max(errors.values()) < 3e-3
 
@@ -69,14 +72,14 @@ if GPU:  # not collected elsewhere
     @each_library
     @pytest.mark.parametrize("case", list(gpu_cases()), ids=named)
     def test_gpu_results_and_gradients_are_those_of_torch_nn_in_float64(
-        case: Case, kernels: str
+        case: Case, module: str
     ) -> None:
-        assert not failures(case, compare(case, "cuda", kernels))
+        assert not failures(case, compare(case, "cuda", module))
 
     @pytest.mark.gpu
     @each_library
-    def test_gpu_nan_and_inf_stay_in_their_sequence(kernels: str) -> None:
-        assert all(non_finite("cuda", kernels).values())
+    def test_gpu_nan_and_inf_stay_in_their_sequence(module: str) -> None:
+        assert all(non_finite("cuda", module).values())
 
     @pytest.mark.gpu
     def test_gpu_pixels_are_those_of_eager_steps() -> None:
@@ -92,18 +95,20 @@ if GPU:  # not collected elsewhere
         weights = [torch.randn(3 * hidden, n) / hidden for n in (1, hidden)]
         return tuple(t.cuda() for t in (x, h, *weights))
 
+    def run(module: str, x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
+        return kernels(module).forward(GRU, x, (h,), (*weights, None, None), None, False, False)[0]
+
     @pytest.mark.gpu
     @pytest.mark.parametrize("persistent", [True, False])
     def test_steps_in_one_launch_and_in_many_give_the_same(
         persistent: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from fastrnn.kernels import step_launch
+        from fastrnn.kernels.triton import launch, plans
 
-        def plan(*sizes: object) -> step_launch.StepPlan:
-            return dataclasses.replace(chosen(*sizes), persistent=persistent)
+        def choose(*sizes: Any) -> plans.StepPlan:
+            return dataclasses.replace(plans.choose_step_plan(*sizes), persistent=persistent)
 
-        chosen = step_launch.step_plan
-        monkeypatch.setattr(step_launch, "step_plan", plan)
+        monkeypatch.setattr(launch, "choose_step_plan", choose)
         for cell in ("lstm", "gru"):
             for case in (Case(cell, WHOLE, 200, 64, 1, 257), Case(cell, HALF, 200, 30, 40, 512)):
                 assert not failures(case, compare(case, "cuda"))
@@ -111,60 +116,52 @@ if GPU:  # not collected elsewhere
     @pytest.mark.gpu
     @each_library
     @pytest.mark.parametrize("hidden", [32, 256, 2048])
-    def test_a_graph_replays_on_another_stream_with_new_input(hidden: int, kernels: str) -> None:
-        gru_forward, _ = functions(kernels, "gru")
-        x, h, *weights = layer(64, 20, hidden)
-
-        def run() -> Tensor:
-            return gru_forward(x, h, *weights, None, None, None, False, False)[0]
-
-        run()
+    def test_a_graph_replays_on_another_stream_with_new_input(hidden: int, module: str) -> None:
+        given = layer(64, 20, hidden)
+        run(module, *given)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            y = run()
-        x.normal_()
+            y = run(module, *given)
+        given[0].normal_()
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
             graph.replay()
             torch.cuda.current_stream().synchronize()
-        assert torch.equal(y, run())
+        assert torch.equal(y, run(module, *given))
 
     @pytest.mark.gpu
     @each_library
-    def test_the_last_device_works_while_the_first_is_current(kernels: str) -> None:
-        gru_forward, _ = functions(kernels, "gru")
+    def test_the_last_device_works_while_the_first_is_current(module: str) -> None:
         last = torch.device("cuda", torch.cuda.device_count() - 1)
-        x, h, *weights = (t.to(last) for t in layer(3, 5))
+        given = [t.to(last) for t in layer(3, 5)]
         with torch.cuda.device(0):
-            y = gru_forward(x, h, *weights, None, None, None, False, False)[0]
+            y = run(module, *given)
         assert y.device == last
         assert y.isfinite().all()
 
     @pytest.mark.gpu
     def test_new_steps_and_batches_compile_nothing() -> None:
-        from fastrnn.kernels.gru_triton import gru_forward_kernel
-        from fastrnn.kernels.layer_triton import gru_forward
+        from fastrnn.kernels.triton.sequence import forward_kernel
 
         def compiled() -> int:
-            return sum(len(cache[0]) for cache in gru_forward_kernel.device_caches.values())
+            return sum(len(cache[0]) for cache in forward_kernel.device_caches.values())
 
-        gru_forward(*layer(3, 5), None, None, None, False, False)
+        run(TRITON, *layer(3, 5))
         before = compiled()
         for batch, steps in ((1, 1), (16, 16), (17, 784), (128, 2)):
-            gru_forward(*layer(batch, steps), None, None, None, False, False)
+            run(TRITON, *layer(batch, steps))
         assert compiled() == before
 
     @pytest.mark.gpu
     @each_library
-    def test_rows_past_two_to_the_31st_element_are_right(kernels: str) -> None:
-        gru_forward, _ = functions(kernels, "gru")
+    def test_rows_past_two_to_the_31st_element_are_right(module: str) -> None:
         hidden, batch, steps = 128, 1000, 17_000
         if torch.cuda.mem_get_info()[0] < 8 << 30:
             pytest.skip("needs 8 GB of GPU memory")
         x, h, *weights = (t.half() for t in layer(batch, 1, hidden))
         x = torch.randn(steps * batch, 1, device="cuda", dtype=torch.half)
-        y = gru_forward(x, h, *weights, None, None, None, False, False)[0]
+        y = run(module, x, h, *weights)
         assert y.numel() > 1 << 31
         start = y[-4 * batch : -3 * batch].contiguous()
-        tail = gru_forward(x[-3 * batch :], start, *weights, None, None, None, False, False)[0]
+        tail = run(module, x[-3 * batch :], start, *weights)
         torch.testing.assert_close(y[-3 * batch :], tail, rtol=0, atol=5e-3)

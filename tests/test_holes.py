@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrnn import holes
-from fastrnn.data import DataError
+from fastrnn.tasks import holes
+from fastrnn.tasks.data import DataError
 
 TRUTH = (torch.arange(5000 * 9) % 2).view(5000, 9).to(torch.uint8)
 

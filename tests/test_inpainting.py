@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fastrnn import holes, inpainting, pixels
-from fastrnn.models import Inpainter, PixelModel
+from fastrnn.tasks import filling, filling_files, holes, pixels
+from fastrnn.tasks.models import Inpainter, PixelModel
 from tests import oracle
 
 HEIGHT, WIDTH = 3, 5
@@ -57,7 +57,7 @@ class TestByLikelihood:
     @pytest.mark.parametrize("first", [False, True])
     def test_is_the_best_of_all_fillings(self, model, k, first):
         images, hidden = _truth(6), _hidden(6, k, first)
-        filled, likelihood = inpainting.by_likelihood(model, images, hidden)
+        filled, likelihood = filling.by_likelihood(model, images, hidden)
         for i in range(6):
             score, best = _all_fillings(model, images[i], hidden[i])[0]
             assert likelihood[i].item() == pytest.approx(score, rel=1e-5)
@@ -66,14 +66,14 @@ class TestByLikelihood:
     def test_does_not_look_at_hidden_pixels(self, model):
         images, hidden = _truth(6), _hidden(6, 4)
         found, again = (
-            inpainting.by_likelihood(model, each, hidden) for each in (images, images ^ hidden)
+            filling.by_likelihood(model, each, hidden) for each in (images, images ^ hidden)
         )
         assert torch.equal(found[0], again[0])
         assert torch.equal(found[1], again[1])
 
     def test_every_backend_fills_alike(self, model, backend):
         images, hidden = _truth(6), _hidden(6, 4)
-        filled, likelihood = inpainting.by_likelihood(model, images, hidden)
+        filled, likelihood = filling.by_likelihood(model, images, hidden)
         for i in range(6):
             score, best = _all_fillings(model, images[i], hidden[i])[0]
             assert torch.equal(filled[i], best)
@@ -83,7 +83,7 @@ class TestByLikelihood:
     def test_a_beam_follows_the_likeliest_so_far(self, model, width):
         """Beside a search over lists, image by image, that scores from the start."""
         images, hidden = _truth(4), _hidden(4, 6)
-        filled, likelihood = inpainting.by_likelihood(model, images, hidden, width)
+        filled, likelihood = filling.by_likelihood(model, images, hidden, width)
         for i in range(4):
             places = [*hidden[i].nonzero()[:, 0].tolist(), PIXELS]
             beam = [images[i]]
@@ -101,7 +101,7 @@ class TestByLikelihood:
     def test_all_holes_but_one_pixel_stay_within_the_beam(self, model):
         images, hidden = _truth(2), torch.ones(2, PIXELS, dtype=torch.bool)
         hidden[:, 7] = False
-        filled, likelihood = inpainting.by_likelihood(model, images, hidden, 4)
+        filled, likelihood = filling.by_likelihood(model, images, hidden, 4)
         assert torch.equal(filled[:, 7], images[:, 7])
         scores = pixels.score(model, filled)
         torch.testing.assert_close(likelihood, scores, rtol=1e-5, atol=0)
@@ -110,7 +110,7 @@ class TestByLikelihood:
 class TestFromBothSides:
     def test_one_hole_is_the_likelier_value(self, painter):
         images, hidden = _truth(30), _hidden(30, 1)
-        filled, nats = inpainting.from_both_sides(painter, images, hidden)
+        filled, nats = filling.from_both_sides(painter, images, hidden)
         with torch.no_grad():
             logits = painter(images.t().float(), hidden.t()).t()[hidden]
         assert torch.equal(filled[hidden], (logits > 0).to(torch.uint8))
@@ -119,7 +119,7 @@ class TestFromBothSides:
 
     def test_the_surest_pixel_is_filled_first_and_read_by_the_next(self, painter):
         image, left = _truth(1), _hidden(1, 4)
-        filled, nats = inpainting.from_both_sides(painter, image, left)
+        filled, nats = filling.from_both_sides(painter, image, left)
         total, image, left = 0.0, image.masked_fill(left, 0), left.clone()
         while left.any():
             with torch.no_grad():
@@ -133,12 +133,12 @@ class TestFromBothSides:
 
     def test_does_not_look_at_hidden_pixels_unless_forced(self, painter):
         images, hidden = _truth(9), _hidden(9, 4)
-        found = inpainting.from_both_sides(painter, images, hidden)
-        again = inpainting.from_both_sides(painter, images ^ hidden, hidden)
+        found = filling.from_both_sides(painter, images, hidden)
+        again = filling.from_both_sides(painter, images ^ hidden, hidden)
         assert all(map(torch.equal, found, again))
-        forced, _ = inpainting.from_both_sides(painter, images, hidden, forced=True)
+        forced, _ = filling.from_both_sides(painter, images, hidden, forced=True)
         assert torch.equal(forced, images)
-        same = inpainting.from_both_sides(painter, found[0], hidden, forced=True)
+        same = filling.from_both_sides(painter, found[0], hidden, forced=True)
         assert all(map(torch.equal, found, same))
 
 
@@ -151,14 +151,14 @@ def _mixed():
 class TestFill:
     def test_each_image_as_if_alone(self, model, monkeypatch):
         wanted = _mixed()
-        told: list[int] = []
-        found = inpainting.fill(model, wanted, 4, told.append)
-        assert (told[-1], sorted(told)) == (6, told)
-        monkeypatch.setattr(inpainting, "BATCH", 1)
-        alone = inpainting.fill(model, wanted, 4, told.append)
+        shown: list[int] = []
+        found = filling.fill(model, wanted, 4, shown.append)
+        assert (shown[-1], sorted(shown)) == (6, shown)
+        monkeypatch.setattr(filling, "BATCH", 1)
+        alone = filling.fill(model, wanted, 4, shown.append)
         for i in range(6):
             image, hidden = wanted.truth[i : i + 1], wanted.hidden[i : i + 1]
-            filled, likelihood = inpainting.by_likelihood(model, image, hidden, 4)
+            filled, likelihood = filling.by_likelihood(model, image, hidden, 4)
             assert torch.equal(found.pixels[i], filled[0])
             assert torch.equal(alone.pixels[i], filled[0])
             assert found.nats[i].item() == pytest.approx(-likelihood.item(), rel=1e-5)
@@ -166,8 +166,8 @@ class TestFill:
 
     def test_from_both_sides(self, painter):
         wanted = _mixed()
-        found = inpainting.fill(painter, wanted, 4, lambda done: None)
-        filled, nats = inpainting.from_both_sides(painter, wanted.truth, wanted.hidden)
+        found = filling.fill(painter, wanted, 4, lambda done: None)
+        filled, nats = filling.from_both_sides(painter, wanted.truth, wanted.hidden)
         assert torch.equal(found.pixels, filled)
         torch.testing.assert_close(found.nats, nats, rtol=1e-5, atol=1e-6)
 
@@ -177,14 +177,14 @@ class TestWritten:
         torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0]], dtype=torch.uint8),
         torch.tensor([[False, True, True, False], [True, False, False, False]]),
     )
-    found = inpainting.Inpainted(
+    found = filling.Inpainted(
         torch.tensor([[1, 1, 1, 1], [0, 0, 1, 0]], dtype=torch.uint8),
         torch.tensor([1.0, 2.0], dtype=torch.float64),
         torch.tensor([1.5, 2.0], dtype=torch.float64),
     )
 
     def test_figures_by_hand(self):
-        assert inpainting.figures(self.wanted, self.found) == {
+        assert filling.metrics(self.wanted, self.found) == {
             "exact_accuracy": 1 / 2,
             "pixel_accuracy": pytest.approx(2 / 3),
             "inpainted_nats": 1.5,
@@ -192,7 +192,7 @@ class TestWritten:
         }
 
     def test_files(self, tmp_path):
-        inpainting.write(tmp_path, self.wanted, self.found, (2, 2), {"seed": 5})
+        filling_files.write(tmp_path, self.wanted, self.found, (2, 2), {"seed": 5})
         names = "holes.npy images.csv inpainted.npz right.png summary.json wrong.png"
         assert sorted(path.name for path in tmp_path.iterdir()) == names.split()
         again = holes.read(tmp_path / "holes.npy", 4)

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fastrnn import data
-from fastrnn.config import Config, ConfigError
-from fastrnn.models import Inpainter
-from fastrnn.tasks import inpainting
+from fastrnn.tasks import data, inpainting
+from fastrnn.tasks.config import PixelConfig
 from fastrnn.tasks.inpainting import TASK
+from fastrnn.tasks.models import Inpainter
+from fastrnn.training.config import ConfigError
 from tests import oracle
 
 HEIGHT, WIDTH = 4, 5
-CONFIG = Config(dataset="digits", device="cpu")
+CONFIG = PixelConfig(dataset="digits", device="cpu")
 
 
 @pytest.fixture(params=oracle.CELLS)
@@ -45,9 +45,9 @@ class TestModel:
         assert (model(other, hidden)[9] == wanted).all() == (place == 9)
         assert (model(x, also)[9] == wanted).all() == (place == 9)
 
-    def test_a_known_pixel_has_the_odds_that_it_would_have_hidden(self, model):
+    def test_a_known_pixel_has_the_logit_that_it_would_have_hidden(self, model):
         x, nothing = _pixels(30), torch.zeros(HEIGHT * WIDTH, 30, dtype=torch.bool)
-        known = model(x, nothing, asked=~nothing)
+        known = model(x, nothing, wanted=~nothing)
         for place in range(HEIGHT * WIDTH):
             hidden = nothing.clone()
             hidden[place] = True
@@ -68,10 +68,10 @@ class TestModel:
             del wanted[12]
             assert torch.equal(found[n], torch.stack(wanted))
 
-    def test_has_a_logit_where_it_is_asked_alone(self, model):
-        hidden, asked = torch.rand(2, HEIGHT * WIDTH, 30) < 0.3
+    def test_has_a_logit_only_where_one_is_wanted(self, model):
+        hidden, wanted = torch.rand(2, HEIGHT * WIDTH, 30) < 0.3
         assert torch.equal(model(_pixels(30), hidden) != 0, hidden)
-        assert torch.equal(model(_pixels(30), hidden, asked) != 0, asked)
+        assert torch.equal(model(_pixels(30), hidden, wanted) != 0, wanted)
 
 
 class TestPatches:
@@ -91,19 +91,19 @@ class TestPatches:
 
 
 class TestFigures:
-    def test_are_of_the_pixels_that_are_asked_for(self, model):
+    def test_are_of_the_wanted_pixels(self, model):
         x = _pixels(7)
         torch.manual_seed(5)
         found = TASK.measure(model, x[:, :, None], torch.zeros(7), CONFIG)
         torch.manual_seed(5)
         hidden = inpainting.patches(7, HEIGHT, WIDTH)
-        asked = hidden | (torch.rand(x.shape) < inpainting.ASKED)
-        assert (asked != hidden).any()
-        logits = model(x, hidden, asked)
+        wanted = hidden | (torch.rand(x.shape) < inpainting.LEARNT)
+        assert (wanted != hidden).any()
+        logits = model(x, hidden, wanted)
         for i in range(7):
             for name, chosen, count in (
                 ("hidden_loss", hidden[:, i], 1),
-                ("loss", asked[:, i], HEIGHT * WIDTH),
+                ("loss", wanted[:, i], HEIGHT * WIDTH),
             ):
                 mine, truth = logits[chosen, i], x[chosen, i]
                 loss = functional.binary_cross_entropy_with_logits(mine, truth)
@@ -113,7 +113,7 @@ class TestFigures:
 
     def test_grey_pixels_are_refused(self):
         with pytest.raises(ConfigError, match="drop --pixels"):
-            TASK.model(Config(pixels="grey"), data.load("digits"))
+            TASK.model(PixelConfig(pixels="grey"), data.load("digits"))
 
 
 def test_learns_the_bundled_digits(fastrnn, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import fastrnn
-from fastrnn.models import CHRONO_STEPS, INITIALISATIONS, Classifier
+from fastrnn.tasks.initialisation import CHRONO_STEPS, INITIALISATIONS
+from fastrnn.tasks.models import Classifier
 
 
 @pytest.mark.parametrize("initialisation", INITIALISATIONS)

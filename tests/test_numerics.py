@@ -1,7 +1,6 @@
 """Every number is torch.nn's: outputs, states and gradients of every CPU backend, at odd sizes."""
 
 import itertools
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn.kernels import memory, native, reference
+from fastrnn import backends
+from fastrnn.kernels import cpu_pool
 from tests import oracle
 from tests.oracle import CELLS, Case
 
@@ -189,25 +189,27 @@ def test_non_contiguous_input_states_weights_and_gradients(cell: str, backend: s
 @pytest.mark.parametrize("size", [8, 1 << 20], ids=["small", "large"])
 def test_unwritten_memory_is_nan(size: int) -> None:
     assert torch.empty(size).isnan().all()
-    assert memory.empty((size,), torch.empty(0)).isnan().all()
+    assert cpu_pool.empty((size,), torch.empty(0)).isnan().all()
 
 
-@pytest.mark.parametrize(
-    "function", ["lstm_forward", "lstm_backward", "gru_forward", "gru_backward"]
-)
-@pytest.mark.parametrize("kernels", [reference, native], ids=["reference", "cpu"])
+@pytest.mark.parametrize("function", ["forward", "backward"])
+@pytest.mark.parametrize("cell", oracle.CELLS)
+@pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_a_result_that_is_off_by_a_thousandth_is_caught(
-    kernels: ModuleType, function: str, monkeypatch: pytest.MonkeyPatch
+    name: str, cell: str, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kernels = backends.BACKENDS[name].kernels()
     right = getattr(kernels, function)
-    case = Case(function.partition("_")[0].upper(), SINGLE, 5, 3, 3, 31)
-    for place in range({"lstm_forward": 3, "gru_forward": 2}.get(function, 6)):
+    case = Case(cell, SINGLE, 5, 3, 3, 31)
+    states = 2 if cell == "LSTM" else 1
+    for place in range(1 + states if function == "forward" else 6):
 
-        def wrong(*args: Any, place: int = place) -> tuple[Tensor, ...]:
-            results = list(right(*args))
-            results[place] = results[place] * 1.001
-            return tuple(results)
+        def wrong(*args: Any, place: int = place) -> tuple[Any, ...]:
+            first, *groups = right(*args)
+            flat = [first, *(t for group in groups for t in group)]
+            flat[place] = flat[place] * 1.001
+            return flat[0], tuple(flat[1 : 1 + states]), tuple(flat[1 + states :])
 
         monkeypatch.setattr(kernels, function, wrong)
-        with fastrnn.backend("cpu" if kernels is native else "reference"):
+        with fastrnn.backend(name):
             assert oracle.failures(SINGLE, oracle.errors(case))

@@ -52,10 +52,10 @@ def test_wheel_holds_the_packages_and_the_library_and_nothing_else(wheel: Path) 
         for file in folder.rglob("*.py")
     }
     libraries = {"fastrnn_cpu", "fastrnn_cuda"} if shutil.which("nvcc") else {"fastrnn_cpu"}
-    native = {f"fastrnn/_native/lib{library}.so" for library in libraries}
+    native = {f"fastrnn/kernels/_native/lib{library}.so" for library in libraries}
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if ".dist-info/" not in name}
-    assert packaged == sources | native | {"fastrnn/_native/build.json", "fastrnn/py.typed"}
+    assert packaged == sources | native | {"fastrnn/kernels/_native/build.json", "fastrnn/py.typed"}
 
 
 def test_wheel_serves_every_python(wheel: Path) -> None:
@@ -71,7 +71,7 @@ def test_source_distribution_holds_the_sources_of_the_library(unpacked: Path) ->
 @linux_only
 def test_libraries_export_their_interface_only(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    for library in tmp_path.glob("fastrnn/_native/*.so"):
+    for library in tmp_path.glob("fastrnn/kernels/_native/*.so"):
         symbols = _symbols("--dynamic", "--defined-only", library)
         assert symbols
         assert [name for _, name in symbols if not name.startswith("fastrnn_")] == []
@@ -95,8 +95,8 @@ def test_instruction_sets_share_no_code(wheel: Path) -> None:
 def test_library_uses_torchs_thread_pool() -> None:
     script = (
         "import torch\n"
-        "from fastrnn.kernels import native\n"
-        "assert native.load_error() is None, native.load_error()\n"
+        "from fastrnn.kernels import cpu\n"
+        "assert cpu.load_error() is None, cpu.load_error()\n"
         "lines = [line.split() for line in open('/proc/self/maps') if 'libgomp' in line]\n"
         "print(len({words[-1] for words in lines}))\n"
     )
@@ -116,7 +116,7 @@ def test_install_without_a_compiler_succeeds_and_says_so_in_a_line_each(tmp_path
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    native = tmp_path / "site" / "fastrnn" / "_native"
+    native = tmp_path / "site" / "kernels" / "_native"
     facts = json.loads((native / "build.json").read_text())
     for line, library in zip(lines, ("fastrnn_cpu", "fastrnn_cuda"), strict=True):
         assert not facts[library]["built"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastrnn import data, plots
-from fastrnn.config import Config
+from fastrnn.tasks import data, figures
+from fastrnn.tasks.config import PixelConfig
 from fastrnn.tasks.pixel_prediction import TASK
 
 # The settings of the original experiments: layers, H, batch, rate, epochs; GRUs there, and here the
@@ -34,7 +34,7 @@ class TestPresets:
     @pytest.mark.parametrize("size", ORIGINAL)
     def test_original_settings(self, cell, size):
         layers, hidden, batch, rate, epochs = ORIGINAL[size]
-        assert TASK.presets[f"{cell.lower()}-{size}"] == Config(
+        assert TASK.presets[f"{cell.lower()}-{size}"] == PixelConfig(
             cell=cell,
             num_layers=layers,
             hidden_size=hidden,
@@ -79,7 +79,7 @@ class _Repeat(nn.Module):
 class TestFigures:
     def test_nats_an_image_and_accuracy_by_hand(self):
         x = torch.tensor([[0.0, 0, 0, 1, 1], [1, 0, 1, 0, 1]]).t().unsqueeze(2)
-        figures = TASK.measure(_Repeat().eval(), x, torch.zeros(2), Config())
+        figures = TASK.measure(_Repeat().eval(), x, torch.zeros(2), PixelConfig())
         right, wrong = -math.log(3 / 4), -math.log(1 / 4)
         expected = torch.tensor([3 * right + wrong, 4 * wrong])
         torch.testing.assert_close(figures["loss"], expected)
@@ -87,16 +87,16 @@ class TestFigures:
 
     def test_an_unsure_model_loses_ln_2_for_each_pixel_but_the_first(self):
         unsure = nn.Sequential(nn.Flatten(1)).eval()  # the logit of a pixel 0 is 0
-        figures = TASK.measure(unsure, torch.zeros(784, 3, 1), torch.zeros(3), Config())
+        figures = TASK.measure(unsure, torch.zeros(784, 3, 1), torch.zeros(3), PixelConfig())
         torch.testing.assert_close(figures["loss"], torch.full((3,), 783 * math.log(2)))
 
     def test_no_logit_sees_its_own_pixel_or_a_later_one(self, digits):
-        model = TASK.model(Config(), digits).eval()
+        model = TASK.model(PixelConfig(), digits).eval()
         x = torch.rand(64, 1, 1).round()
         other = x.clone()
         other[40:] = 1 - other[40:]
         first, second = model(x[:-1]), model(other[:-1])
-        assert torch.equal(first[:40], second[:40])  # up to the odds of pixel 40
+        assert torch.equal(first[:40], second[:40])  # up to the logit of pixel 40
         assert not torch.equal(first[40], second[40])
 
     def test_pixels_are_dropped_from_the_input_in_training_only(self):
@@ -108,8 +108,8 @@ class TestFigures:
                 return torch.zeros(x.shape[:2])
 
         x, labels, model = torch.ones(64, 50, 1), torch.zeros(50), Keep()
-        dropped = TASK.measure(model.train(), x, labels, Config(input_dropout=0.25))
-        TASK.measure(model.eval(), x, labels, Config(input_dropout=0.25))
+        dropped = TASK.measure(model.train(), x, labels, PixelConfig(input_dropout=0.25))
+        TASK.measure(model.eval(), x, labels, PixelConfig(input_dropout=0.25))
         assert set(seen[0].unique().tolist()) == {0.0, 1.0}
         assert seen[0].mean().item() == pytest.approx(0.75, abs=0.05)
         assert torch.equal(seen[1], x[:-1])
@@ -123,10 +123,10 @@ class TestFigures:
 class TestLossMap:
     def test_sums_to_the_loss_of_the_test_set(self, digits, monkeypatch):
         drawn: list[torch.Tensor] = []
-        monkeypatch.setattr(plots, "loss_map", drawn.append)
-        config = Config(dataset="digits", device="cpu")
+        monkeypatch.setattr(figures, "loss_map", drawn.append)
+        config = PixelConfig(dataset="digits", device="cpu")
         model = TASK.model(config, digits).eval()
-        TASK.pictures(model, digits, config)
+        TASK.figures(model, digits, config)
         (nats,) = drawn
         assert nats.shape == (8, 8)
         assert nats[0, 0] == 0  # the first pixel is not predicted
@@ -137,8 +137,8 @@ class TestLossMap:
         assert nats.sum().item() == pytest.approx(loss.item(), rel=1e-5)
 
     def test_is_drawn_with_its_sum(self):
-        panel, colours = plots.loss_map(torch.full((4, 6), 0.5)).axes
-        assert panel.get_title() == "test set: 12.00 nats an image"
+        panel, colours = figures.loss_map(torch.full((4, 6), 0.5)).axes
+        assert panel.get_title() == "test set: 12.00 nats per image"
         assert np.asarray(panel.images[0].get_array()).shape == (4, 6)
         assert colours.get_ylabel() == "nats"
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastrnn import data, training
-from fastrnn.config import Config, ConfigError
-from fastrnn.models import INITIALISATIONS
-from fastrnn.reset_before import GRUResetBefore
-from fastrnn.tasks import NAMES, get
+from fastrnn.tasks import NAMES, data, get
+from fastrnn.tasks.config import PixelConfig
+from fastrnn.tasks.initialisation import INITIALISATIONS
+from fastrnn.tasks.reset_before import GRUResetBefore
+from fastrnn.training.config import ConfigError
 
 H = 5
-CONFIG = Config(cell="GRU-RESET-BEFORE", hidden_size=H, dataset="digits", device="cpu")
+CONFIG = PixelConfig(cell="GRU-RESET-BEFORE", hidden_size=H, dataset="digits", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +91,19 @@ def test_gradients():
 def test_is_a_cell_of_every_task(task, initialisation, digits):
     config = dataclasses.replace(CONFIG, initialisation=initialisation)
     model = get(task).model(config, digits)
-    x, labels = training.batch(digits.train, torch.arange(4), config)
+    x, labels = get(task).batch(digits.train, torch.arange(4), config)
     loss = get(task).measure(model, x, labels, config)["loss"].mean()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert training.chosen_backend(model, config, digits).backend == "reference"
+    assert get(task).choose_backend(model, config, digits).backend == "reference"
 
 
 def test_runs_on_no_other_backend(digits):
     config = dataclasses.replace(CONFIG, backend="cpu")
-    model = get("classification").model(config, digits)
-    with training.forced(config), pytest.raises(ConfigError, match="'cpu' has no GRU-RESET-BEFORE"):
-        training.chosen_backend(model, config, digits)
+    task = get("classification")
+    model = task.model(config, digits)
+    with config.use_backend(), pytest.raises(ConfigError, match="'cpu' cannot run GRU-RESET-BEF"):
+        task.choose_backend(model, config, digits)
 
 
 def test_is_chosen_on_the_command_line(fastrnn, tmp_path):

@@ -16,13 +16,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastrnn import checkpoints, data, interrupts, plots, training
-from fastrnn.checkpoints import State
-from fastrnn.config import Config, ConfigError
-from fastrnn.runs import Run, RunError, write
+from fastrnn.tasks import data
+from fastrnn.tasks import figures as task_figures
 from fastrnn.tasks.classification import TASK
+from fastrnn.tasks.config import PixelConfig
+from fastrnn.training import checkpoints, evaluation, figures, interrupts, loop
+from fastrnn.training.checkpoints import State
+from fastrnn.training.config import ConfigError
+from fastrnn.training.files import RunError, write
+from fastrnn.training.runs import Run
 
-TINY = Config(
+TINY = PixelConfig(
     dataset="digits",
     device="cpu",
     hidden_size=5,
@@ -49,13 +53,13 @@ def dataset():
     return _dataset()
 
 
-def _train(folder: Path, dataset: data.Dataset, config: Config = TINY, task=TASK) -> Run:
+def _train(folder: Path, dataset: data.Dataset, config: PixelConfig = TINY, task=TASK) -> Run:
     """Starts a run, or continues it."""
     if folder.exists():
         run, _ = Run.open(folder)
     else:
         run = Run.create(folder, {"task": task.name})
-    training.train(task, config, dataset, run, Console(quiet=True), "fastrnn train")
+    loop.train(task, config, dataset, run, Console(quiet=True), "fastrnn train")
     return run
 
 
@@ -96,21 +100,21 @@ class TestConfig:
     )
     def test_says_what_was_given_and_what_is_expected(self, setting, message):
         with pytest.raises(ConfigError, match=message):
-            Config(**setting)
+            PixelConfig(**setting)
 
     def test_survives_json(self):
-        assert Config.from_json(dataclasses.asdict(TINY)) == TINY
+        assert PixelConfig.from_json(dataclasses.asdict(TINY)) == TINY
 
     @pytest.mark.parametrize("change", [{"colour": 1}, {"seed": None}])
     def test_json_with_other_settings_is_refused(self, change):
         with pytest.raises(ConfigError):
-            Config.from_json(dataclasses.asdict(TINY) | change)
+            PixelConfig.from_json(dataclasses.asdict(TINY) | change)
 
     def test_constant_rate(self):
-        assert {Config(learning_rate=0.1).rate(step, 50) for step in range(50)} == {0.1}
+        assert {PixelConfig(learning_rate=0.1).rate(step, 50) for step in range(50)} == {0.1}
 
     def test_cosine_rate_rises_to_its_peak_and_falls_to_nothing(self):
-        config = Config(learning_rate=0.1, schedule="cosine", warmup=0.2)
+        config = PixelConfig(learning_rate=0.1, schedule="cosine", warmup=0.2)
         rates = [config.rate(step, 100) for step in range(100)]
         assert rates.index(max(rates)) == 20
         assert rates[20] == pytest.approx(0.1)
@@ -151,14 +155,14 @@ class TestRun:
     def test_test_figures_are_of_the_weights_best_on_validation(self, undisturbed, dataset):
         weights, _ = checkpoints.read(undisturbed.best)
         _, progress = checkpoints.read(undisturbed.last)
-        model = training.restored(TASK, TINY, dataset, weights)
+        model = evaluation.restore_model(TASK, TINY, dataset, weights)
         row = progress["history"][progress["best_epoch"] - 1]
-        validation = training.evaluate(TASK, model, dataset.validation, TINY)
+        validation = evaluation.evaluate(TASK, model, dataset.validation, TINY)
         assert validation["loss"] == pytest.approx(row["validation_loss"])
         assert row["validation_accuracy"] == max(
             r["validation_accuracy"] for r in progress["history"]
         )
-        test = training.evaluate(TASK, model, dataset.test, TINY)
+        test = evaluation.evaluate(TASK, model, dataset.test, TINY)
         assert undisturbed.summary()["test_loss"] == pytest.approx(test["loss"])
 
     def test_the_seed_decides_everything(self, tmp_path, dataset, undisturbed):
@@ -188,15 +192,15 @@ class TestEvaluate:
     def test_leaves_random_state_and_training_mode_alone(self, dataset):
         model = TASK.model(TINY, dataset).train()
         before = torch.get_rng_state()
-        training.evaluate(TASK, model, dataset.test, TINY)
+        evaluation.evaluate(TASK, model, dataset.test, TINY)
         assert torch.equal(torch.get_rng_state(), before)
         assert model.training
 
     def test_is_the_mean_over_images_whatever_the_batches(self, dataset, monkeypatch):
         model = TASK.model(TINY, dataset)
-        whole = training.evaluate(TASK, model, dataset.test, TINY)
-        monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
-        assert training.evaluate(TASK, model, dataset.test, TINY) == pytest.approx(whole)
+        whole = evaluation.evaluate(TASK, model, dataset.test, TINY)
+        monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 7)
+        assert evaluation.evaluate(TASK, model, dataset.test, TINY) == pytest.approx(whole)
 
 
 class TestFolder:
@@ -303,6 +307,14 @@ class TestResume:
         assert int(result.stdout) >= 3 * files
 
 
+def test_the_order_is_a_function_of_seed_and_epoch():
+    order = loop.shuffled(100, 1, 2)
+    assert order.sort().values.equal(torch.arange(100))
+    assert order.equal(loop.shuffled(100, 1, 2))
+    assert not order.equal(loop.shuffled(100, 1, 3))
+    assert not order.equal(loop.shuffled(100, 2, 2))
+
+
 def test_a_run_is_trained_once_at_a_time(tmp_path, dataset):
     run = Run.create(tmp_path / "run", {"task": TASK.name})
     with run.locked(), pytest.raises(RunError, match="is being trained by another process"):
@@ -361,7 +373,9 @@ def _kill_at_every_file_operation(folder: Path) -> int:
 
 if __name__ == "__main__":
     # Drawing would be most of the time.
-    undrawn = {"curves": mock.Mock(), "confusion": mock.Mock()}
     saved = mock.Mock(side_effect=lambda figure, path: write(path, b"drawn"))
-    with mock.patch.multiple(plots, save=saved, **undrawn):
+    with (
+        mock.patch.multiple(figures, save=saved, curves=mock.Mock()),
+        mock.patch.object(task_figures, "confusion"),
+    ):
         print(_kill_at_every_file_operation(Path(sys.argv[1])))

@@ -24,20 +24,24 @@ import pytest
 import torch
 from torch import Tensor
 
-TOLERANCE = {  # outputs and states, gradients: design, section 6
+from fastrnn.kernels.contract import CELLS
+
+TOLERANCE = {  # of outputs and states, of gradients
     torch.float32: (1e-6, 1e-5),
     torch.bfloat16: (1e-2, 2e-2),
     torch.float16: (2e-3, 5e-3),
 }
 WHOLE, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
+TRITON = "triton.layer"  # of fastrnn.kernels
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One comparison; `sms` steers the heuristic: 0 takes the tensor form where it exists.
+    """One comparison.
 
-    One step, sizes past one multiprocessor and `stepwise` take the step kernels. Interpreted, the
-    persistent one runs only where a single program does all.
+    `sms`, how many multiprocessors the GPU has, selects the plan: 0 takes the tensor form where it
+    exists. One step, sizes too large for one multiprocessor, and `stepwise` take the step kernels.
+    Interpreted, these run all steps in one launch only where a single program computes everything.
     """
 
     cell: str
@@ -64,7 +68,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Small enough for the interpreter: every form, layout, direction and odd size once or more."""
+    """Every form, layout, direction and odd size at least once; small, for the interpreter."""
     for cell in ("lstm", "gru"):
         yield Case(cell, WHOLE, 1, 1, 1, 1)
         yield Case(cell, WHOLE, 5, 3, 1, 31)
@@ -83,7 +87,7 @@ def cases() -> Iterator[Case]:
 
 
 def step_cases(cell: str) -> Iterator[Case]:
-    """Steps in a launch each, or all in one; in rows of one program or of several; cells."""
+    """One step; several, in one launch each or all in one; by one program or several."""
     yield Case(cell, WHOLE, 1, 3, 5, 9)
     yield Case(cell, HALF, 1, 17, 40, 33, bias=False)
     yield Case(cell, WHOLE, 3, 5, 40, 66, packed=True, reverse=True)
@@ -149,30 +153,36 @@ def _oracle(
 
 @contextlib.contextmanager
 def planned(case: Case) -> Iterator[None]:
-    """The heuristic sees the case's multiprocessors, and what it is told of their registers."""
-    from fastrnn.kernels import rnn_launch
+    """Plans as for a GPU of the case's multiprocessors; if `stepwise`, as if no weights fit."""
+    from fastrnn.kernels.triton import launch
+    from fastrnn.kernels.triton.plans import Processor
 
     changed: dict[str, Any] = {}
     if case.sms != Case.sms:
-        changed["processor"] = lambda like: (case.sms, 32)
+        changed["processor"] = lambda device: Processor(case.sms)
     if case.stepwise:
-        changed["fits"] = lambda *sizes: False
-    with mock.patch.multiple(rnn_launch, **changed) if changed else contextlib.nullcontext():
+        changed["fits_on_chip"] = lambda *sizes: False
+    with mock.patch.multiple(launch, **changed) if changed else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN, so that an element nobody writes shows."""
+    """Fills what torch.empty returns with NaN, so that an element that nobody writes shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-def compare(case: Case, device: str, kernels: str = "layer_triton") -> dict[str, float]:
+def kernels(name: str) -> Any:
+    """A module of fastrnn.kernels that offers what `KernelModule` says."""
+    return importlib.import_module(f"fastrnn.kernels.{name}")
+
+
+def compare(case: Case, device: str, module: str = TRITON) -> dict[str, float]:
     """Every output's and gradient's error, by name."""
-    module, rows, first, sizes = _make(case)
-    wanted, leaves = _oracle(case, module, rows, first, sizes)
+    layer, rows, first, sizes = _make(case)
+    wanted, leaves = _oracle(case, layer, rows, first, sizes)
     torch.manual_seed(0)
     seeds = [_round(torch.randn_like(w), case.dtype) for w in wanted]
     gradients = torch.autograd.grad(wanted, leaves, seeds)
@@ -183,33 +193,28 @@ def compare(case: Case, device: str, kernels: str = "layer_triton") -> dict[str,
     x, *states = [give(t) for t in leaves[: 1 + len(first)]]
     weights = [give(p) for p in leaves[1 + len(first) :]] + [None] * (0 if case.bias else 2)
     names = ["y", "h_n", "c_n"][: len(wanted)]
-    forward, backward = functions(kernels, case.cell)
+    cell, (dy, *d_final) = CELLS[case.cell], map(give, seeds)
+    forward, backward = kernels(module).forward, kernels(module).backward
     with planned(case), poisoned():
-        results = forward(x, *states, *weights, sizes, case.reverse, True)
-        found, saved = results[: len(wanted)], results[len(wanted) :]
-        plain = forward(x, *states, *weights, sizes, case.reverse, False)
-        results = backward(
-            *map(give, seeds), x, *states, *weights[:2], found[0], *saved, sizes, case.reverse, True
+        y, final, saved = forward(cell, x, states, weights, sizes, case.reverse, True)
+        plain_y, plain_final, _ = forward(cell, x, states, weights, sizes, case.reverse, False)
+        dx, d_states, d_weights = backward(
+            cell, dy, d_final, x, states, weights[:2], y, saved, sizes, case.reverse, True
         )
+    found, plain = (y, *final), (plain_y, *plain_final)
     assert not any(t.isnan().any() for t in saved)
-    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=False))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
     errors = {n: error(f, w) for n, f, w in zip(names, found, wanted, strict=True)}
     labels = [*["dx", "dh0", "dc0"][: 1 + len(first)], "dw_ih", "dw_hh", "db_ih", "db_hh"]
-    pairs = zip(labels, results, gradients, strict=False)
+    pairs = zip(labels, (dx, *d_states, *d_weights), gradients, strict=False)
     return errors | {n: error(f, w) for n, f, w in pairs}
 
 
-def functions(kernels: str, cell: str) -> tuple[Any, Any]:
-    """A cell's forward and backward function in a module of fastrnn.kernels."""
-    module = importlib.import_module(f"fastrnn.kernels.{kernels}")
-    return getattr(module, f"{cell}_forward"), getattr(module, f"{cell}_backward")
-
-
 def failures(case: Case, errors: dict[str, float]) -> dict[str, float]:
-    """The errors above the tolerance; a NaN is above any.
+    """The errors above the tolerance; NaN is above any.
 
-    Saturated gates' weights amplify any rounding, torch.nn's own as well: their gradients have to
-    be numbers.
+    Weights that saturate the gates amplify any rounding, torch.nn's own too: the gradients only
+    have to be numbers.
     """
     forward, backward = TOLERANCE[case.dtype] if case.scale == 1 else (0.1, torch.inf)
     return {
@@ -219,32 +224,34 @@ def failures(case: Case, errors: dict[str, float]) -> dict[str, float]:
     }
 
 
-def non_finite(device: str, kernels: str = "layer_triton") -> dict[str, bool]:
+def non_finite(device: str, module: str = TRITON) -> dict[str, bool]:
     """Whether NaN and infinity reach the sequence they are in, from their step on, and no other."""
     results = {}
-    for cell in ("lstm", "gru"):
-        forward, _ = functions(kernels, cell)
+    for name, cell in CELLS.items():
+        forward = kernels(module).forward
         for dtype, hidden in ((WHOLE, 8), (HALF, 128), (BRAIN, 130)):
-            module, x, states, _ = _make(Case(cell, dtype, 3, 3, 1, hidden))
-            given = [t.detach().to(device, dtype) for t in (x, *states, *module.parameters())]
-            given[0][4] = torch.nan  # step 1, sequence 1
-            y = forward(*given, None, False, False)[0]
+            layer, rows, first, _ = _make(Case(name, dtype, 3, 3, 1, hidden))
+            x, *states = (t.detach().to(device, dtype) for t in (rows, *first))
+            weights = [p.detach().to(device, dtype) for p in layer.parameters()]
+            x[4] = torch.nan  # step 1, sequence 1
+            y = forward(cell, x, states, weights, None, False, False)[0]
             y = y.view(3, 3, hidden).isnan()
             spread = bool(y[1:, 1].all() and not y[0].any() and not y[:, ::2].any())
-            given[0][4] = torch.inf
-            y = forward(*given, None, False, False)[0]
-            results[f"{cell} {dtype}"] = spread and not bool(y.isnan().any())
+            x[4] = torch.inf
+            y = forward(cell, x, states, weights, None, False, False)[0]
+            results[f"{name} {dtype}"] = spread and not bool(y.isnan().any())
     return results
 
 
-def empty_batch(device: str, kernels: str = "layer_triton") -> list[tuple[int, ...]]:
+def empty_batch(device: str, module: str = TRITON) -> list[tuple[int, ...]]:
     """Shapes of an LSTM's results and gradients for no sequence at all."""
-    lstm_forward, lstm_backward = functions(kernels, "lstm")
+    forward, backward = kernels(module).forward, kernels(module).backward
+    cell = CELLS["lstm"]
     x, h = torch.empty(0, 2, device=device), torch.empty(0, 3, device=device)
-    weights = [torch.zeros(12, n, device=device) for n in (2, 3)]
-    out = lstm_forward(x, h, h, *weights, None, None, None, False, True)
-    grads = lstm_backward(*out[:3], x, h, h, *weights, out[0], *out[3:], None, False, True)
-    return [tuple(t.shape) for t in (*out, *grads)]
+    w = [torch.zeros(12, n, device=device) for n in (2, 3)]
+    y, final, saved = forward(cell, x, (h, h), (*w, None, None), None, False, True)
+    dx, d_states, d_weights = backward(cell, y, final, x, (h, h), w, y, saved, None, False, True)
+    return [tuple(t.shape) for t in (y, *final, *saved, dx, *d_states, *d_weights)]
 
 
 def opcheck(device: str, backend: str = "triton") -> bool:
@@ -264,9 +271,10 @@ def opcheck(device: str, backend: str = "triton") -> bool:
 
 def pixel_loops(device: str) -> dict[str, bool]:
     """Whether the kernel draws the pixels that eager steps draw, and reads with their results."""
-    from fastrnn import pixels
-    from fastrnn.kernels import pixels_triton
-    from fastrnn.models import PixelModel
+    from fastrnn import backends
+    from fastrnn.kernels.triton.pixels import run
+    from fastrnn.tasks import pixels
+    from fastrnn.tasks.models import PixelModel
 
     results = {}
     for cell, hidden, layers in (("LSTM", 33, 1), ("GRU", 20, 1), ("LSTM", 5, 2), ("GRU", 3, 3)):
@@ -278,8 +286,8 @@ def pixel_loops(device: str) -> dict[str, bool]:
         uniforms = torch.rand(2, 1, 3, generator=generator).to(device)
         lengths = torch.tensor([2, 1], device=device)
         found = []
-        for kernel in (None, pixels_triton.run):
-            with mock.patch.object(pixels, "_kernel", lambda *_, kernel=kernel: kernel):
+        for loop in (None, run):
+            with mock.patch.object(backends, "pixel_loop", lambda *_, loop=loop: loop):
                 drawn, logits = pixels.sample(model.to(device), images, 3, uniforms)
                 read, state = pixels.advance(model, images, lengths=lengths)
             found.append((drawn.float(), logits, read, state.h, state.logit, state.log_likelihood))
@@ -337,10 +345,10 @@ def test_interpreted_ops_pass_opcheck(interpreted: dict[str, Any]) -> None:
 
 
 def test_tensors_that_start_between_words_are_copied() -> None:
-    from fastrnn.kernels import rnn_launch
+    from fastrnn.kernels.triton import launch
 
     halves = torch.arange(9, dtype=HALF)
-    aligned, shifted = rnn_launch.words(halves[2:], halves[1:])
+    aligned, shifted = launch.word_aligned(halves[2:], halves[1:])
     assert aligned.data_ptr() == halves[2:].data_ptr()
     assert shifted.data_ptr() % 4 == 0
     assert torch.equal(shifted, halves[1:])

@@ -1,4 +1,4 @@
-"""Compiled without a GPU: no spills, no weights read in the time loop, and no step grows dearer."""
+"""Compiled without a GPU: no spills, no weights read in the time loop, no step more expensive."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMPILED = [
 ]
 LAYERS = [case for case in step_costs.cases() if not case.stepwise and case.way != "draw"]
 SHARED = 99 * 1024  # what a program may take on sm_86, the least of all
-LIMIT = {32: 160, 64: 280}  # instructions a step
+LIMIT = {32: 160, 64: 280}  # instructions per step
 
 
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
@@ -54,9 +54,9 @@ def test_the_table_holds_every_case() -> None:
 
 @pytest.mark.parametrize("case", list(step_costs.step_cases()), ids=lambda case: case.name)
 def test_the_table_has_step_kernels_that_fit_on_any_gpu(case: Case) -> None:
-    row, spread = TABLE["cases"][case.name], step_costs.plan(case)
-    assert not spread.dot or spread.depth >= 16  # Triton 3.6 multiplies nothing shorter
-    assert row["spills"] <= 6  # reads and writes of a number or two that wait while a step is taken
+    row, plan = TABLE["cases"][case.name], step_costs.plan(case)
+    assert not plan.dot or plan.depth >= 16  # the least that Triton 3.6 multiplies
+    assert row["spills"] <= 6  # reads and writes of a number or two that live through a step
     assert row.get("shared", 0) <= SHARED
 
 

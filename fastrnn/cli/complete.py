@@ -7,51 +7,44 @@ from typing import Annotated
 
 import typer
 
-from fastrnn.cli.shared import (
-    Backend,
-    DataDir,
-    Device,
-    check_images,
-    check_number,
-    command_line,
-    progress,
-    restored,
-)
+from fastrnn.cli import options
 
 
 def complete(
     run: Annotated[Path, typer.Argument(help="Folder of a run of pixel-prediction.")],
     images: Annotated[int, typer.Option(help="Test images to complete.")] = 100,
-    samples: Annotated[int, typer.Option(help="Completions of each.")] = 10,
+    samples: Annotated[int, typer.Option(help="Completions per image.")] = 10,
     pixels: Annotated[
         str | None,
-        typer.Option(help="Numbers of pixels to judge; the most are drawn. As in 1,10,28,300."),
+        typer.Option(help="Lengths to judge, as in 1,10,28,300; the longest is drawn."),
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of images and of the samples.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="A new folder; RUN/completions if not given.")
     ] = None,
-    data_dir: DataDir = None,
-    device: Device = None,
-    backend: Backend = None,
+    data_dir: options.DataDir = None,
+    device: options.Device = None,
+    backend: options.Backend = None,
 ) -> None:
-    """Remove the end of test images, draw it from the model, and judge what was drawn."""
-    from fastrnn import completion, runs, training
-    from fastrnn.models import PixelModel
+    """Remove the end of test images, draw it from the model, and judge the result."""
+    from fastrnn.cli import runs
+    from fastrnn.tasks import completion, completion_files
+    from fastrnn.tasks.models import PixelModel
+    from fastrnn.training import files
 
-    found = restored(run, data_dir, device, backend, "pixel-prediction")
-    model, data, config = found.model, found.dataset, found.config
+    found = runs.open_trained(run, data_dir, device, backend, "pixel-prediction")
+    model, data = found.model, found.dataset
     assert isinstance(model, PixelModel)
     lengths = completion.checked_lengths(pixels, data)
-    check_images(images, data)
-    check_number("--samples", samples, 1)
-    check_number("--seed", seed, 0)
-    with runs.new_folder(out or run / "completions") as folder:
-        with progress("completing", images) as show, training.forced(config):
+    options.check_images(images, data)
+    options.check_number("--samples", samples, 1)
+    options.check_number("--seed", seed, 0)
+    target = out or run / "completions"
+    with files.new_folder(target) as folder:
+        with runs.progress("completing", images) as show, found.config.use_backend():
             done = completion.complete(
                 model,
                 data.test,
-                config,
                 window=max(lengths),
                 images=images,
                 samples=samples,
@@ -62,14 +55,12 @@ def complete(
             "images": images,
             "samples": samples,
             "seed": seed,
-            "command": command_line(),
+            "command": runs.command_line(),
         }
-        completion.write(folder, done, lengths, (data.height, data.width), facts)
-    print(
-        f"{images} images × {samples} samples in {done.seconds:.2f} s: {out or run / 'completions'}"
-    )
+        completion_files.write(folder, done, lengths, (data.height, data.width), facts)
+    print(f"{images} images × {samples} samples in {done.seconds:.2f} s: {target}")
     for row in completion.means(done, lengths):
         print(
-            f"{row['pixels']:4} pixels: true {row['true_nats']:8.3f} nats, "
-            f"sampled {row['sample_nats']:8.3f} nats an image"
+            f"{row['pixels']:4} pixels: true {row['true_nats']:8.3f}, "
+            f"sampled {row['sample_nats']:8.3f} nats per image"
         )

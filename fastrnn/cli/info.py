@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastrnn import backends
+from fastrnn.tasks.config import PixelConfig
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastrnn.backends import Choice
-    from fastrnn.config import Config
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def presets() -> None:
-    """List the named settings."""
+    """List the presets of each task."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -24,12 +26,12 @@ def presets() -> None:
 
     for name in tasks.NAMES:
         table = Table(title=name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        # What one comes for; the others give way on a narrow terminal.
+        # Users need the names in full; on a narrow terminal the other columns wrap.
         table.add_column("preset", no_wrap=True)
         table.add_column("layers × H")
         for column in ("batch", "rate", "epochs"):
             table.add_column(column, justify="right")
-        table.add_column("besides")
+        table.add_column("other settings")
         for preset, c in tasks.get(name).presets.items():
             table.add_row(
                 preset,
@@ -37,18 +39,18 @@ def presets() -> None:
                 str(c.batch_size),
                 f"{c.learning_rate:g}",
                 str(c.epochs),
-                ", ".join(_besides(c)),
+                ", ".join(_others(c)),
             )
         Console(highlight=False).print(table)
 
 
-def _besides(config: Config) -> Iterator[str]:
-    """Settings that few presets change, where they are not the usual ones."""
+def _others(config: PixelConfig) -> Iterator[str]:
+    """The settings that have no column, where they differ from the defaults."""
     if config.pixels != "binary":
         yield f"{config.pixels} pixels"
     if config.input_dropout:
         yield f"{config.input_dropout:.0%} dropped"
-    if config.initialisation != "torch":
+    if config.initialisation != PixelConfig.initialisation:
         yield config.initialisation
     if config.schedule != "constant":
         yield config.schedule
@@ -61,19 +63,20 @@ def _besides(config: Config) -> Iterator[str]:
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     explain: Annotated[
-        str | None, typer.Option(help="LSTM or GRU: the backend that a call would take, and why.")
+        str | None,
+        typer.Option(help="LSTM or GRU: print the backend that a call would use, and why."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=0)] = 200,
-    hidden: Annotated[int, typer.Option(min=1)] = 128,
-    input_size: Annotated[int, typer.Option("--input", min=1)] = 1,
-    steps: Annotated[int, typer.Option(min=1)] = 784,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str, typer.Option()] = "cpu",
-    training: Annotated[bool, typer.Option(help="Whether gradients are asked for.")] = False,
+    batch: Annotated[int, typer.Option(min=0, help="Batch size of the call.")] = 200,
+    hidden: Annotated[int, typer.Option(min=1, help="Units of its layer.")] = 128,
+    input_size: Annotated[int, typer.Option("--input", min=1, help="Features per step.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Length of its sequences.")] = 784,
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")] = (
+        DTYPES[0]
+    ),
+    device: Annotated[str, typer.Option(help="Device of its tensors.")] = "cpu",
+    training: Annotated[bool, typer.Option(help="Whether it needs gradients.")] = False,
 ) -> None:
-    """Tell which backends are available, and which one a call would take."""
-    from fastrnn import backends
-
+    """Show which backends are available, and which one a call would use."""
     if explain is None:
         facts = backends.backend_info()
         print(json.dumps(facts, indent=2) if as_json else _described(facts))
@@ -91,16 +94,16 @@ def info(
     print(json.dumps(choice._asdict()) if as_json else f"{choice.backend}: {choice.reason}")
 
 
-def _explained(cell: str, dtype: str, **call: Any) -> Choice:
+def _explained(cell: str, dtype: str, **call: Any) -> backends.Choice:
     import torch
 
-    from fastrnn import backends
-    from fastrnn.config import ConfigError
+    from fastrnn.training.config import ConfigError
 
     if cell not in ("LSTM", "GRU"):
         raise ConfigError(f"--explain is {cell!r}; expected LSTM or GRU")
-    if dtype not in ("float32", "float64", "bfloat16", "float16"):
-        raise ConfigError(f"--dtype is {dtype!r}; expected float32, float64, bfloat16 or float16")
+    if dtype not in DTYPES:
+        expected = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+        raise ConfigError(f"--dtype is {dtype!r}; expected {expected}")
     try:
         return backends.explain(cell, dtype=getattr(torch, dtype), **call)
     except (RuntimeError, ValueError) as error:  # no such device; the forced backend cannot
@@ -108,7 +111,7 @@ def _explained(cell: str, dtype: str, **call: Any) -> Choice:
 
 
 def _described(facts: dict[str, Any]) -> str:
-    """backend_info() as lines to read."""
+    """The lines to print for :func:`fastrnn.backend_info`."""
     lines = [f"{name}: {value}" for name, value in facts.items() if name != "backends"]
     for name, backend in facts["backends"].items():
         state = "available" if backend["available"] else f"not available: {backend['reason']}"

@@ -1,16 +1,19 @@
-"""The tasks. Each module of this package holds one, as ``TASK``."""
+"""The tasks on images of digits. Each task's module defines it as ``TASK``."""
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from fastrnn.config import ConfigError
-from fastrnn.training import Task
+from fastrnn.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from fastrnn.tasks.base import PixelTask
 
 NAMES = ("classification", "pixel-prediction", "inpainting")
 
 
-def get(name: str) -> Task:
+def get(name: str) -> PixelTask:
     """The task of this name.
 
     Raises:
@@ -18,5 +21,5 @@ def get(name: str) -> Task:
     """
     if name not in NAMES:
         raise ConfigError(f"unknown task {name!r}; the tasks are {', '.join(NAMES)}")
-    task: Task = importlib.import_module(f"fastrnn.tasks.{name.replace('-', '_')}").TASK
+    task: PixelTask = importlib.import_module(f"fastrnn.tasks.{name.replace('-', '_')}").TASK
     return task

@@ -1,5 +1,6 @@
-// The arithmetic of the cells, once for CPU and GPU: each takes vectors or scalars V, with sigmoid(V)
-// and tanh(V) declared before. Everything else in the libraries is the same for LSTM and GRU.
+// The arithmetic of the LSTM and GRU cells, shared by CPU and GPU. V is a vector or a scalar type
+// for which sigmoid(V) and tanh(V) are declared before this file is included. LSTM and GRU share
+// all other code in the libraries.
 #pragma once
 
 #include "inline.h"
@@ -10,11 +11,12 @@ namespace fastrnn::FASTRNN_LEVEL {
 struct Lstm {
   static constexpr int kGates = 4;
   static constexpr bool kHasCell = true;
-  // Columns of a row of gate gradients, and which of W_hh's blocks of rows each belongs to.
+  // The order of gate gradients in a row, and the block of rows of W_hh that gradient d multiplies.
   enum { kDI, kDF, kDG, kDO };
   static constexpr FASTRNN_INLINE int recurrent_block(int d) { return d; }
 
-  // gate: i f g o, in: before activation, out: after it. c: in the old cell state, out the new.
+  // One step. gate: i f g o, before activation on entry and after it on return. c: the old cell
+  // state on entry, the new one on return. Returns the new h.
   template <class V>
   static FASTRNN_INLINE V forward(V (&gate)[4], V /*h*/, V &c) {
     gate[0] = sigmoid(gate[0]);
@@ -25,8 +27,9 @@ struct Lstm {
     return gate[3] * tanh(c);
   }
 
-  // dh: gradient of h' (in), the part of the gradient of h that does not pass through the product
-  // (out). dc: gradient of c' (in), of c (out). d: gradients before activation.
+  // One step back. dh: the gradient of h' on entry; on return, the part of the gradient of h that
+  // does not pass through the recurrent product. dc: the gradient of c' on entry, of c on return.
+  // d: returns the gradients before the activations.
   template <class V>
   static FASTRNN_INLINE void backward(const V (&gate)[4], V /*h*/, V c, V c_new, V &dh, V &dc,
                                       V (&d)[4]) {
@@ -42,15 +45,17 @@ struct Lstm {
   }
 };
 
-// r, z = sigmoid(W x + U h + b); m = U_n h + b_hn; n = tanh(W_n x + b_in + r m); h' = n + z (h - n).
+// r, z = sigmoid(W x + U h + b); m = U_n h + b_hn; n = tanh(W_n x + b_in + r m);
+// h' = n + z (h - n).
 struct Gru {
   static constexpr int kGates = 3;
   static constexpr bool kHasCell = false;
-  // The recurrent product's three columns stand first, the input product's three last.
+  // The recurrent product uses the first three columns, the input product the last three.
   enum { kDM, kDR, kDZ, kDN };
   static constexpr FASTRNN_INLINE int recurrent_block(int d) { return (d + 2) % 3; }
 
-  // gate, in: r and z before activation, the input's part of n, m; out: r, z, n, m.
+  // One step. gate: on entry r and z before activation, the input's part of n, and m; on return
+  // r z n m, activated. Returns the new h.
   template <class V>
   static FASTRNN_INLINE V forward(V (&gate)[4], V h, V & /*c*/) {
     gate[0] = sigmoid(gate[0]);
@@ -59,6 +64,7 @@ struct Gru {
     return gate[2] + gate[1] * (h - gate[2]);
   }
 
+  // One step back; the arguments are as in Lstm::backward.
   template <class V>
   static FASTRNN_INLINE void backward(const V (&gate)[4], V h, V /*c*/, V /*c_new*/, V &dh,
                                       V & /*dc*/, V (&d)[4]) {

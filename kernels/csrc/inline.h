@@ -1,5 +1,5 @@
-// Code shared by several instruction-set levels must never stand out of line: the linker would keep
-// one level's copy for all.
+// Functions that several instruction-set levels share must always be inlined: the linker keeps only
+// one copy of an out-of-line function, and that copy could use instructions the processor lacks.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,8 +1,9 @@
-// Runs the CPU library through its C interface, for the sanitizers and without Python or torch.
+// Runs the CPU library through its C interface, under sanitizers and without Python or torch.
 //
-// Every array has exactly its own size and outputs start as NaN, so that an overrun or an element left
-// out shows. Gradients in float64 are held against finite differences of the forward pass; the other
-// dtypes, instruction sets and thread counts against float64 on one thread at the baseline.
+// Every array has its exact size and outputs start as NaN, so that an overrun or a missing element
+// is detected. Gradients in float64 are compared with finite differences of the forward pass; the
+// other dtypes, instruction sets and thread counts with float64 on one thread at the baseline
+// level.
 #include "check.h"
 
 #include <array>
@@ -30,7 +31,8 @@ struct Shape {
   }
 };
 
-// A problem with its batch sizes, input values and the gradient of a loss by each output.
+// A problem with its batch sizes, its inputs, and the gradient of a loss with respect to each
+// output.
 struct Problem {
   Shape shape;
   std::vector<int64_t> batch_sizes;
@@ -40,7 +42,7 @@ struct Problem {
 
   Problem(const Shape &s, std::mt19937 &random) : shape(s), rows(0) {
     for (int64_t t = 0; t < s.steps; ++t) {
-      // Sequences end early, some at once; one lasts to the end.
+      // Packed: sequences have different lengths; at least one has all steps.
       const int64_t running = s.packed ? s.batch - (s.batch - 1) * t / s.steps : s.batch;
       batch_sizes.push_back(running);
       rows += running;
@@ -89,7 +91,7 @@ struct Results {
 struct Bfloat16 {
   uint16_t bits;
   Bfloat16() = default;
-  explicit Bfloat16(double value) {  // the values given are exact, or NaN
+  explicit Bfloat16(double value) {  // value is NaN or exact in bfloat16
     const float single = static_cast<float>(value);
     uint32_t word;
     std::memcpy(&word, &single, sizeof word);
@@ -113,18 +115,18 @@ Results run(const Problem &p, int threads, bool backward) {
   const Shape &s = p.shape;
   const std::unique_ptr<int64_t[]> batch_sizes(new int64_t[p.batch_sizes.size()]);
   std::copy(p.batch_sizes.begin(), p.batch_sizes.end(), batch_sizes.get());
-  const fastrnn_problem problem = {s.cell,  dtype<S>(), s.reverse, threads,
-                                   s.steps, s.batch,    s.input,   s.hidden,
-                                   s.packed ? batch_sizes.get() : nullptr};
+  const fastrnn_problem problem = {s.cell,  dtype<S>(), s.reverse,
+                                   threads, s.steps,    s.batch,
+                                   s.input, s.hidden,   s.packed ? batch_sizes.get() : nullptr};
   std::vector<Buffer<S>> in, out, gradient;
   for (const Values &values : p.inputs) in.emplace_back(values);
   for (int i = 0; i < OUTPUTS; ++i) out.emplace_back(size_t(p.output_size(Output(i))));
-  // Forward alone saves nothing.
+  // A forward call without backward saves nothing.
   const Buffer<S> gates(backward ? size_t(p.rows * 4 * s.hidden) : 0);
   const Buffer<S> cells(backward && s.lstm() ? size_t(p.rows * s.hidden) : 0);
   const fastrnn_forward_arrays forward = {
-      in[X].get(),    in[H0].get(),   in[C0].get(), in[W_IH].get(), in[W_HH].get(), in[B_IH].get(),
-      in[B_HH].get(), out[Y].get(),   out[H_N].get(), out[C_N].get(), gates.get(),    cells.get()};
+      in[X].get(),    in[H0].get(), in[C0].get(),   in[W_IH].get(), in[W_HH].get(), in[B_IH].get(),
+      in[B_HH].get(), out[Y].get(), out[H_N].get(), out[C_N].get(), gates.get(),    cells.get()};
   require(fastrnn_cpu_forward(&problem, &forward), s.name());
 
   Results results;
@@ -134,22 +136,23 @@ Results run(const Problem &p, int threads, bool backward) {
   std::vector<Buffer<S>> d;
   for (const Values &values : p.output_gradients) d.emplace_back(values);
   for (int i = 0; i < INPUTS; ++i) {
-    // Biases have gradients even where there are none; LSTM's two are equal and written once.
-    const int64_t size = i < B_IH ? p.input_size(Input(i))
-                                  : (i == B_HH && s.lstm() ? 0 : p.gate_rows());
+    // Bias gradients are computed even without biases; the two of an LSTM are equal and stored
+    // once.
+    const int64_t size =
+        i < B_IH ? p.input_size(Input(i)) : (i == B_HH && s.lstm() ? 0 : p.gate_rows());
     gradient.emplace_back(size_t(size));
   }
   fastrnn_backward_arrays arrays = {
-      d[Y].get(),         d[H_N].get(),        d[C_N].get(),         in[X].get(),
-      in[H0].get(),       in[C0].get(),        in[W_IH].get(),       in[W_HH].get(),
-      out[Y].get(),       gates.get(),         cells.get(),          gradient[X].get(),
-      gradient[H0].get(), gradient[C0].get(),  gradient[W_IH].get(), gradient[W_HH].get(),
+      d[Y].get(),           d[H_N].get(),        d[C_N].get(),         in[X].get(),
+      in[H0].get(),         in[C0].get(),        in[W_IH].get(),       in[W_HH].get(),
+      out[Y].get(),         gates.get(),         cells.get(),          gradient[X].get(),
+      gradient[H0].get(),   gradient[C0].get(),  gradient[W_IH].get(), gradient[W_HH].get(),
       gradient[B_IH].get(), gradient[B_HH].get()};
   require(fastrnn_cpu_backward(&problem, &arrays), s.name());
   for (int i = 0; i < INPUTS; ++i) results.gradients[i] = gradient[i].values();
   if (s.lstm()) results.gradients[B_HH] = results.gradients[B_IH];
 
-  arrays.dx = nullptr;  // the gradient of x may be left out
+  arrays.dx = nullptr;  // the gradient of x is optional
   require(fastrnn_cpu_backward(&problem, &arrays), s.name());
   return results;
 }
@@ -162,7 +165,8 @@ void compare_all(const Results &got, const Results &expected, double forward, do
     compare(got.gradients[i], expected.gradients[i], gradients, where, kInputs[i]);
 }
 
-// The gradients along one random direction for each input against central differences of the loss.
+// Compares the derivative along a random direction, for each input, with central differences of the
+// loss.
 void check_finite_differences(const Problem &p, const Results &results, std::mt19937 &random) {
   const double step = 1e-5;
   for (int i = 0; i < INPUTS; ++i) {
@@ -201,7 +205,7 @@ void check(const Shape &shape) {
   }
 }
 
-// What the interface promises for calls that have nothing to do, or are wrong.
+// Calls with nothing to compute, and invalid calls.
 void check_interface() {
   const auto expect = [](const char *what, int got, int expected) {
     if (got != expected) fail("interface", what, got, expected);
@@ -232,9 +236,9 @@ void check_interface() {
 
 int main() {
   check_interface();
-  // T, B, I, H: around the widths of vectors and tiles, one row, one step, one unit, and sizes whose
-  // rows or hidden units two threads share.
-  const int64_t sizes[][4] = {{1, 1, 1, 1},  {2, 3, 1, 5},    {5, 7, 3, 16},   {3, 17, 28, 31},
+  // T, B, I, H: around the widths of vectors and tiles; one row, one step, one unit; and sizes for
+  // which two threads divide the rows or the hidden units.
+  const int64_t sizes[][4] = {{1, 1, 1, 1},   {2, 3, 1, 5},    {5, 7, 3, 16},  {3, 17, 28, 31},
                               {4, 6, 33, 33}, {2, 1, 40, 130}, {9, 40, 9, 65}, {6, 13, 32, 8}};
   int shapes = 0;
   for (int cell : {FASTRNN_LSTM, FASTRNN_GRU})
@@ -245,6 +249,9 @@ int main() {
           ++shapes;
         }
   shapes += check_pixels();
+  check_grid();
+  check_activations();
+  check_cuda_activations();
   std::printf("%d shapes, levels %s: %d failures\n", shapes, fastrnn_cpu_levels(), failures);
   return failures ? 1 : 0;
 }

@@ -1,5 +1,4 @@
-// What the checks of the CPU library share: arrays of exactly their size, comparisons, and a count of
-// failures.
+// What the checks share: arrays of exact size on the heap, comparisons, and a count of failures.
 #pragma once
 
 #include <fastrnn.h>
@@ -20,9 +19,13 @@ using Values = std::vector<double>;
 
 inline int failures = 0;
 
-int check_pixels();  // returns how many shapes it has checked
+// Each prints and counts its failures. check_pixels returns the number of shapes it has checked.
+int check_pixels();
+void check_activations();
+void check_cuda_activations();
+void check_grid();
 
-// Values that bfloat16 holds exactly, so that every dtype is given the same numbers.
+// Values that bfloat16 represents exactly, so that every dtype gets the same numbers.
 inline Values draw(int64_t size, std::mt19937 &random) {
   std::uniform_int_distribution<int> integer(-64, 64);
   Values values(size);
@@ -30,7 +33,8 @@ inline Values draw(int64_t size, std::mt19937 &random) {
   return values;
 }
 
-// An array of exactly its size on the heap; a null pointer if it has none.
+// An array of exact size on the heap, so that the sanitizer catches an overrun; null if it is
+// empty.
 template <class S>
 class Buffer {
  public:
@@ -73,7 +77,8 @@ inline void compare(const Values &got, const Values &expected, double limit,
                     const std::string &where, const char *what) {
   Values difference(got);
   for (size_t i = 0; i < got.size(); ++i) difference[i] -= expected[i];
-  // Elements are near 1; an array of a few whose terms cancel is no measure of its own error.
+  // Elements are of order 1. The norm of an array of a few elements may be small because terms
+  // cancel; the error is then compared to the expected order.
   const double scale = std::max(norm(expected), 0.1 * std::sqrt(double(got.size())));
   const double error = norm(difference) / scale;
   if (!(error <= limit) && !got.empty()) fail(where, what, error, limit);  // NaN fails

@@ -1,4 +1,4 @@
-// The loop over pixels against the layers' own interface: one step, one layer at a time, in float64.
+// Compares the pixel loop with the layer interface: one step and one layer at a time, in float64.
 #include "check.h"
 
 namespace {
@@ -19,10 +19,11 @@ struct Shape {
 };
 
 struct Model {
-  std::vector<Values> weights;  // of each layer w_ih, w_hh, b_ih, b_hh
+  std::vector<Values> weights;  // per layer: w_ih, w_hh, b_ih, b_hh
   Values head, bias;
 
-  Model(const Shape &s, std::mt19937 &random) : head(draw(s.hidden, random)), bias(draw(1, random)) {
+  Model(const Shape &s, std::mt19937 &random)
+      : head(draw(s.hidden, random)), bias(draw(1, random)) {
     const int64_t rows = (s.lstm() ? 4 : 3) * s.hidden;
     for (int64_t l = 0; l < s.layers; ++l)
       for (int64_t width : {l ? s.hidden : 1, s.hidden, int64_t(1), int64_t(1)})
@@ -43,11 +44,12 @@ struct Run {
   }
 };
 
-// One layer's states h and c of the first rows after reading x.
-void step(const Shape &s, const Values *weights, int64_t rows, const Values &x, double *h, double *c) {
+// Updates the states h and c of the first `rows` rows of one layer with input x.
+void step(const Shape &s, const Values *weights, int64_t rows, const Values &x, double *h,
+          double *c) {
   const int64_t size = rows * s.hidden;
-  const fastrnn_problem problem = {s.cell,   FASTRNN_FLOAT64,           0,        1,      1, rows,
-                                   int64_t(x.size()) / rows, s.hidden, nullptr};
+  const fastrnn_problem problem = {s.cell, FASTRNN_FLOAT64,          0,        1,      1,
+                                   rows,   int64_t(x.size()) / rows, s.hidden, nullptr};
   const Values h0(h, h + size), c0(c, c + (s.lstm() ? size : 0));
   Values y(h0);
   fastrnn_forward_arrays arrays{};
@@ -76,9 +78,9 @@ void run_by_layers(const Shape &s, const Model &model, Run &run) {
       x.push_back(pixel);
     }
     for (int64_t l = 0; l < s.layers; ++l) {
-      const int64_t first = l * s.batch * s.hidden;
-      double *h = run.h.data() + first;
-      step(s, &model.weights[4 * l], rows, x, h, s.lstm() ? run.c.data() + first : nullptr);
+      const int64_t offset = l * s.batch * s.hidden;
+      double *h = run.h.data() + offset;
+      step(s, &model.weights[4 * l], rows, x, h, s.lstm() ? run.c.data() + offset : nullptr);
       x.assign(h, h + rows * s.hidden);
     }
     for (int64_t b = 0; b < rows; ++b) {
@@ -89,7 +91,7 @@ void run_by_layers(const Shape &s, const Model &model, Run &run) {
   }
 }
 
-void run_at_once(const Shape &s, const Model &model, Run &run, int threads) {
+void run_pixels(const Shape &s, const Model &model, Run &run, int threads) {
   std::vector<Buffer<float>> buffers;
   std::vector<const float *> weights;
   for (const Values &values : model.weights) {
@@ -100,12 +102,16 @@ void run_at_once(const Shape &s, const Model &model, Run &run, int threads) {
   const Buffer<float> h(run.h), c(run.c), logit(run.logit), logits(run.logits);
   std::vector<int64_t> lengths;
   for (int64_t b = 0; b < s.batch; ++b) lengths.push_back(s.length(b));
-  const fastrnn_pixel_problem problem = {
-      s.cell,  int32_t(s.layers), threads, s.steps,
-      s.batch, s.hidden,          s.ragged ? lengths.data() : nullptr};
-  const fastrnn_pixel_arrays arrays = {
-      weights.data(), head.get(),       bias.get(),        h.get(),     c.get(),
-      logit.get(),    thresholds.get(), run.pixels.data(), logits.get()};
+  const fastrnn_pixel_problem problem = {s.cell,
+                                         int32_t(s.layers),
+                                         threads,
+                                         s.steps,
+                                         s.batch,
+                                         s.hidden,
+                                         s.ragged ? lengths.data() : nullptr};
+  const fastrnn_pixel_arrays arrays = {weights.data(),   head.get(),        bias.get(),
+                                       h.get(),          c.get(),           logit.get(),
+                                       thresholds.get(), run.pixels.data(), logits.get()};
   require(fastrnn_cpu_pixels(&problem, &arrays), s.name());
   run.h = h.values();
   run.c = c.values();
@@ -125,7 +131,7 @@ void check(const Shape &s) {
     for (int threads : {1, 3}) {
       const std::string where = s.name() + " " + level + " threads " + std::to_string(threads);
       Run found = start;
-      run_at_once(s, model, found, threads);
+      run_pixels(s, model, found, threads);
       if (found.pixels != expected.pixels) fail(where, "pixels", 1, 0);
       compare(found.h, expected.h, 1e-6, where, "h");
       compare(found.c, expected.c, 1e-6, where, "c");
@@ -159,7 +165,7 @@ void check_interface() {
 
 int check_pixels() {
   check_interface();
-  // L, T, B, H: around the widths of vectors, tiles and blocks of rows.
+  // L, T, B, H: around the widths of vectors and tiles, and the number of rows per block.
   const int64_t sizes[][4] = {{1, 1, 1, 1}, {2, 3, 7, 5}, {1, 5, 70, 33}, {3, 4, 130, 16}};
   int shapes = 0;
   for (int cell : {FASTRNN_LSTM, FASTRNN_GRU})

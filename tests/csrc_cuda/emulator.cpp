@@ -1,4 +1,5 @@
-// libfastrnn_cuda on an emulated GPU: the same C interface, with memory of the CPU's for the device's.
+// libfastrnn_cuda on an emulated GPU: the same C interface, with host memory in place of device
+// memory.
 #include "emulator.h"
 
 #include <algorithm>
@@ -10,18 +11,18 @@
 namespace fastrnn::cuda {
 namespace {
 
-// Devices of several kinds, since what fits where decides on a layer's form.
+// Several kinds of device, since the resources of a device determine the plan of a layer.
 const struct Kind {
   int multiprocessors, cluster;
   int64_t shared_bytes;
 } kDevices[] = {
     {132, 16, 227 << 10},  // clusters
-    {108, 1, 163 << 10},   // none: blocks meet on the grid
-    {6, 2, 24 << 10},      // sequences in turn, many rows a group
-    {1, 1, 24 << 10},      // steps in turn
+    {108, 1, 163 << 10},   // no clusters: blocks exchange states in global memory
+    {6, 2, 24 << 10},      // several launches over sequences, many rows per group
+    {1, 1, 24 << 10},      // one launch per step
 };
-int emulated;  // which of them
-Plan last;  // that was launched
+int emulated;     // index into kDevices
+Plan last_plan_;  // of the last launch
 
 template <template <class, class, bool, class> class Way, class Cell, class Math>
 void run_thread(const Layer &layer, Emulated &machine) {
@@ -34,25 +35,25 @@ void run_thread(const Layer &layer, Emulated &machine) {
 using Thread = void (*)(const Layer &, Emulated &);
 
 template <template <class, class, bool, class> class Way, class Cell>
-Thread thread_of(const Choice &choice) {
-  if (choice.dtype == FASTRNN_FLOAT32)
-    return choice.tf32 ? run_thread<Way, Cell, Math<float, true>>
-                       : run_thread<Way, Cell, Math<float, false>>;
-  return choice.dtype == FASTRNN_BFLOAT16 ? run_thread<Way, Cell, Math<bfloat16, true>>
-                                          : run_thread<Way, Cell, Math<float16, true>>;
+Thread thread_of(const KernelId &id) {
+  if (id.dtype == FASTRNN_FLOAT32)
+    return id.tf32 ? run_thread<Way, Cell, Math<float, true>>
+                   : run_thread<Way, Cell, Math<float, false>>;
+  return id.dtype == FASTRNN_BFLOAT16 ? run_thread<Way, Cell, Math<bfloat16, true>>
+                                      : run_thread<Way, Cell, Math<float16, true>>;
 }
 
-// All of a group's blocks at once; groups do not know of each other.
+// Runs all blocks of a group together; groups are independent of each other.
 void run_group(Thread body, const Layer &layer, int64_t index) {
   const Plan &plan = layer.plan;
   Group group;
-  group.meeting.members = int64_t(plan.blocks) * plan.threads;
+  group.barrier.members = int64_t(plan.blocks) * plan.threads;
   group.blocks.resize(size_t(plan.blocks));
   std::vector<std::function<void()>> threads;
   for (int i = 0; i < plan.blocks; ++i) {
     Block &block = group.blocks[size_t(i)];
     block.index = index * plan.blocks + i;
-    block.meeting.members = plan.threads;
+    block.barrier.members = plan.threads;
     block.warps.resize(size_t(plan.threads / kWarp));
     const Words poison = {{~0u, ~0u, ~0u, ~0u}};
     block.shared.assign(size_t(plan.shared_bytes + 15) / 16, poison);
@@ -84,13 +85,13 @@ int Runtime::clear(void *memory, int64_t bytes, void *) const {
   return FASTRNN_OK;
 }
 
-int Runtime::launch(const Choice &choice, const Layer &layer, void *) const {
-  last = layer.plan;
+int Runtime::launch(const KernelId &id, const Layer &layer, void *) const {
+  last_plan_ = layer.plan;
   Thread body;
-  if (choice.lstm)
-    body = choice.backward ? thread_of<Backward, Lstm>(choice) : thread_of<Forward, Lstm>(choice);
+  if (id.lstm)
+    body = id.backward ? thread_of<Backward, Lstm>(id) : thread_of<Forward, Lstm>(id);
   else
-    body = choice.backward ? thread_of<Backward, Gru>(choice) : thread_of<Forward, Gru>(choice);
+    body = id.backward ? thread_of<Backward, Gru>(id) : thread_of<Forward, Gru>(id);
   for (int64_t group = 0; group < layer.plan.groups; ++group) run_group(body, layer, group);
   return FASTRNN_OK;
 }
@@ -101,7 +102,7 @@ using namespace fastrnn::cuda;
 
 const char *fastrnn_cuda_architectures(void) { return "emulated"; }
 
-// --- what the tests steer and see
+// --- for the tests
 
 extern "C" {
 FASTRNN_API void emulate(int kind, int fault) {
@@ -110,12 +111,15 @@ FASTRNN_API void emulate(int kind, int fault) {
 }
 
 FASTRNN_API void last_plan(int64_t (&facts)[8]) {
-  const int64_t found[] = {last.grid, last.persistent, last.blocks, last.tiles,
-                           last.split, last.passes, last.row_tiles, last.groups};
+  const int64_t found[] = {last_plan_.grid,      last_plan_.persistent, last_plan_.blocks,
+                           last_plan_.tiles,     last_plan_.split,      last_plan_.passes,
+                           last_plan_.row_tiles, last_plan_.groups};
   std::copy(std::begin(found), std::end(found), facts);
 }
 }
 
 const char *fastrnn_cuda_error_string(int error) {
-  return error == FASTRNN_OK ? "no error" : error < FASTRNN_CUDA_ERROR ? "argument" : "no such device";
+  return error == FASTRNN_OK          ? "no error"
+         : error < FASTRNN_CUDA_ERROR ? "argument"
+                                      : "no such device";
 }

@@ -1,7 +1,8 @@
-// A GPU of fibers: every thread of a group of blocks runs the kernels' own text and yields where it
-// has to wait for others. Who runs next is drawn anew in every round, what is sent to another block's
-// shared memory arrives only when its sender does, and shared memory starts as NaN, so that a missing
-// meeting or an element that nobody has written shows in the results.
+// An emulated GPU. Every thread of a group of blocks is a fiber that runs the source of the kernels
+// and yields where it has to wait for others. The order of threads is random in every round; values
+// sent to the shared memory of another block are stored only when the sender arrives at a barrier;
+// and shared memory starts as NaN. So a missing barrier, or an element that no thread has written,
+// shows up in the results.
 #pragma once
 
 #include <ucontext.h>
@@ -12,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <random>
 #include <vector>
@@ -20,7 +22,7 @@
 
 namespace fastrnn::cuda {
 
-// Runs functions in turns until all have returned.
+// Runs functions as fibers until all have returned.
 class Fibers {
  public:
   static constexpr size_t kStackBytes = 96 << 10;
@@ -45,10 +47,10 @@ class Fibers {
       std::shuffle(running.begin(), running.end(), random_);
       moved_ = false;
       for (Fiber *fiber : running) {
-        // Most turns are of threads that still wait.
+        // Most fibers are still waiting.
         if (fiber->ready && !fiber->ready()) continue;
         moved_ = true;
-        if (random_() % 2) continue;  // else all would go at one pace
+        if (random_() % 2) continue;  // otherwise all fibers would advance in step
         active_ = fiber;
         swapcontext(&scheduler_, &fiber->context);
       }
@@ -56,12 +58,13 @@ class Fibers {
         std::fprintf(stderr, "emulator: %zu threads wait for each other\n", running.size());
         std::abort();
       }
-      running.erase(std::remove_if(running.begin(), running.end(), [](Fiber *f) { return f->done; }),
-                    running.end());
+      running.erase(
+          std::remove_if(running.begin(), running.end(), [](Fiber *f) { return f->done; }),
+          running.end());
     }
   }
 
-  // Called by a fiber: others run until `ready`.
+  // Called by a fiber: lets others run until ready() is true.
   static void wait(std::function<bool()> ready) {
     if (ready()) return;
     Fiber *self = current_->active_;
@@ -93,18 +96,19 @@ class Fibers {
   bool moved_ = false;
 };
 
-// Threads that meet: everybody's n-th arrival completes the n-th meeting.
-struct Meeting {
+// A barrier. It is complete for the n-th time when each of the members has arrived n times.
+struct Barrier {
   int64_t members = 0, arrived = 0;
-  bool complete(int64_t meetings) const { return arrived >= members * meetings; }
+  bool complete(int64_t n) const { return arrived >= members * n; }
 };
 
-// What a warp's lanes lay down for each other; the next exchange may begin before this one is read.
+// The values that the lanes of a warp exchange. There are two buffers, since the next exchange may
+// begin before all lanes have read this one.
 struct Warp {
   struct Operands {
     Words a0, a1, b;
   };
-  Meeting meeting{kWarp};
+  Barrier barrier{kWarp};
   Operands operands[2][kWarp];
   float values[2][kWarp];
 };
@@ -112,19 +116,19 @@ struct Warp {
 struct Block {
   int64_t index = 0;
   std::vector<Words> shared;
-  Meeting meeting;
+  Barrier barrier;
   std::vector<Warp> warps;
 };
 
 struct Group {
   std::vector<Block> blocks;
-  Meeting meeting;  // of a cluster's threads
+  Barrier barrier;  // of a cluster's threads
 };
 
 // The machine of one thread; see kernels/csrc/cuda/gpu.h.
 class Emulated {
  public:
-  // A fault on purpose: a kind of meeting at which nobody waits.
+  // An injected fault: a kind of barrier at which no thread waits.
   enum Fault { kNone, kBlock, kCluster, kGrid };
   static inline Fault fault = kNone;
 
@@ -135,17 +139,17 @@ class Emulated {
   int64_t block() const { return block_.index; }
   char *shared() const { return reinterpret_cast<char *>(block_.shared.data()); }
   void sync() {
-    if (fault != kBlock) meet(block_.meeting, syncs_);
+    if (fault != kBlock) pass(block_.barrier, syncs_);
   }
 
   float shuffle_xor(float value, int mask) {
     const int64_t turn = lanes_ & 1;
     warp_.values[turn][lane()] = value;
-    meet(warp_.meeting, lanes_);
+    pass(warp_.barrier, lanes_);
     return warp_.values[turn][lane() ^ mask];
   }
 
-  // --- memory -------------------------------------------------------------------------------------
+  // --- memory
 
   template <class T>
   T load(const T *p) const {
@@ -168,26 +172,25 @@ class Emulated {
     }
   }
 
-  // --- meetings -----------------------------------------------------------------------------------
+  // --- barriers
 
   void arrive_in_cluster() {
     for (const auto &write : sent_) write();
     sent_.clear();
-    ++group_.meeting.arrived;
+    ++group_.barrier.arrived;
     ++clusters_;
   }
   void wait_in_cluster() {
-    Meeting &meeting = group_.meeting;
-    if (fault != kCluster)
-      Fibers::wait([&meeting, n = clusters_] { return meeting.complete(n); });
+    Barrier &barrier = group_.barrier;
+    if (fault != kCluster) Fibers::wait([&barrier, n = clusters_] { return barrier.complete(n); });
   }
   void arrive(uint32_t *arrivals) const { ++*arrivals; }
-  void wait(const uint32_t *arrivals, uint32_t wanted) const {
+  void wait(const uint32_t *arrivals, uint32_t expected) const {
     if (fault != kGrid)
-      Fibers::wait([arrivals, wanted] { return int32_t(*arrivals - wanted) >= 0; });
+      Fibers::wait([arrivals, expected] { return int32_t(*arrivals - expected) >= 0; });
   }
 
-  // --- numbers ------------------------------------------------------------------------------------
+  // --- numbers
 
   template <class To, class From>
   static To bits(const From &from) {
@@ -206,7 +209,7 @@ class Emulated {
       return v;
     } else if constexpr (std::is_same_v<S, float16>) {
       return bits<float16>(_Float16(v));
-    } else {  // to nearest, ties to even; NaN stays NaN
+    } else {  // to nearest, ties to even; a NaN remains a NaN
       const uint32_t word = bits<uint32_t>(v);
       if (v != v) return {uint16_t(word >> 16 | 0x40)};
       return {uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16)};
@@ -221,13 +224,13 @@ class Emulated {
       return narrow<S>(v);
   }
 
-  // --- the tensor cores' product, as PTX lays out its operands ---------------------------------------
+  // --- the tensor cores' product, with the operand layout of PTX
 
   template <class S>
   void mma(float (&sums)[4], const Words &a0, const Words &a1, const Words &b) {
     const int64_t turn = lanes_ & 1;
     warp_.operands[turn][lane()] = {a0, a1, b};
-    meet(warp_.meeting, lanes_);
+    pass(warp_.barrier, lanes_);
     for (int half = 0; half < 2; ++half)
       for (int i = 0; i < 4; ++i) {
         const int row = lane() / 4 + (i >= 2 ? 8 : 0), column = lane() % 4 * 2 + i % 2;
@@ -236,8 +239,9 @@ class Emulated {
   }
 
  private:
-  // Row of A times column of B: lane 4 p + q of a fragment holds A's rows p (in its registers 0 and 2)
-  // and p + 8 (1 and 3) and B's column p, of the columns or rows that q and the register name.
+  // A row of A times a column of B. Lane 4 p + q holds elements of rows p (registers 0 and 2) and p
+  // + 8 (registers 1 and 3) of A, and of column p of B; q and the register determine which
+  // elements.
   template <class S>
   static float dot(const Warp::Operands (&operands)[kWarp], int half, int row, int column) {
     float sum = 0;
@@ -256,10 +260,10 @@ class Emulated {
   }
 
   int lane() const { return thread_ % kWarp; }
-  static void meet(Meeting &meeting, int64_t &meetings) {
-    ++meeting.arrived;
-    ++meetings;
-    Fibers::wait([&meeting, n = meetings] { return meeting.complete(n); });
+  static void pass(Barrier &barrier, int64_t &passed) {
+    ++barrier.arrived;
+    ++passed;
+    Fibers::wait([&barrier, n = passed] { return barrier.complete(n); });
   }
   static void check_alignment(const void *p, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(p) % bytes == 0) return;
@@ -275,13 +279,28 @@ class Emulated {
   std::vector<std::function<void()>> sent_;
 };
 
-template <bool kFast>
-Number<kFast> sigmoid(Number<kFast> x) {
-  return 1 / (1 + std::exp(-x.v));
+// --- approximations: see kernels/csrc/cuda/numbers.h
+
+// The errors of the approximations, which a test sets to those that PTX permits.
+struct Approximation {
+  int exp2_ulp = 0, reciprocal_ulp = 0;
+  double tanh_relative = 0;
+};
+inline Approximation approximation;
+
+// A positive number moved by some units in the last place; subnormals become zero.
+inline float perturb(float v, int ulp) {
+  if (v < std::numeric_limits<float>::min()) return 0;
+  return std::isfinite(v) ? Emulated::bits<float>(Emulated::bits<uint32_t>(v) + uint32_t(ulp)) : v;
 }
-template <bool kFast>
-Number<kFast> tanh(Number<kFast> x) {
-  return std::tanh(x.v);
+FASTRNN_INLINE float exp2_approximate(float v) {
+  return perturb(std::exp2(v), approximation.exp2_ulp);
+}
+FASTRNN_INLINE float reciprocal_approximate(float v) {
+  return perturb(1 / v, approximation.reciprocal_ulp);
+}
+FASTRNN_INLINE float tanh_approximate(float v) {
+  return float(std::tanh(double(v)) * (1 + approximation.tanh_relative));
 }
 
 }  // namespace fastrnn::cuda

@@ -1,11 +1,12 @@
 // One layer in one direction, backward through time.
 //
-// Steps are taken back in chunks. Within a chunk each step turns the gradient of h into gradients
-// before the gates' activations and multiplies those with the recurrent weights; they stay in
-// scratch, in cache, until the chunk's end, where the gradients of weights, biases and input are
-// products over all its rows.
+// Steps are processed in chunks. Within a chunk, each step turns the gradient of h into gate
+// gradients, which are the gradients before the activations, and multiplies them by the recurrent
+// weights. The gate gradients stay in scratch memory, in cache, until the end of the chunk. There
+// the gradients of weights, biases and input are computed as products over all rows of the chunk.
 #pragma once
 
+#include "activations.h"
 #include "product.h"
 #include "share.h"
 
@@ -13,21 +14,21 @@
 
 namespace fastrnn::FASTRNN_LEVEL {
 
-constexpr int64_t kChunkBytes = 512 << 10;  // of gate gradients in a chunk, per row group
-constexpr int64_t kChunkRows = 1024;        // at most
-constexpr int64_t kChunkFewestRows = 64;    // fewer make poor products
-constexpr int64_t kNarrowGradient = 8;      // input width up to which gate columns are the vectors
+constexpr int64_t kChunkBytes = 512 << 10;  // of gate gradients per chunk and row group
+constexpr int64_t kMinChunkRows = 64;       // fewer rows make inefficient products
+constexpr int64_t kMaxChunkRows = 1024;
+constexpr int64_t kNarrowGradient = 8;  // widest input for which dw_ih is stored transposed
 
 template <class Cell, class S>
 class Backward : Share<S> {
   using Base = Share<S>;
   using typename Base::C;
-  using Base::b0_, Base::b1_, Base::column_, Base::columns_, Base::H, Base::I, Base::job_,
-      Base::lanes, Base::P, Base::panel0_, Base::panel1_, Base::row_group_, Base::rows,
-      Base::thread_, Base::W, Base::walk_;
+  using Base::batch_begin_, Base::batch_end_, Base::column_, Base::columns_, Base::H, Base::I,
+      Base::job_, Base::units_in, Base::panels_, Base::panel_begin_, Base::panel_end_,
+      Base::row_group_, Base::rows, Base::thread_, Base::lanes, Base::walk_;
   static constexpr int G = Cell::kGates;
-  // A row of gate gradients: four blocks of Hp columns; W_hh's product uses the first G of them,
-  // W_ih's the last G.
+  // A row of gate gradients has four blocks of padded_hidden columns. The product with W_hh uses
+  // the first G blocks, the product with W_ih the last G.
   static constexpr int kBlocks = 4, kInputBlock = kBlocks - G;
 
  public:
@@ -36,36 +37,39 @@ class Backward : Share<S> {
 
  private:
   Backward(const Job &job, int thread, char *block)
-      : Base(job, thread), a_(*job.backward), Hp(P * W), PI((I + W - 1) / W), Ip(PI * W),
-        narrow_(I <= kNarrowGradient), ld_x(narrow_ ? I + 1 : Ip) {
-    const int64_t sequences = this->most_sequences();
-    int64_t chunk = kChunkBytes / (kBlocks * Hp * int64_t(sizeof(C)));
-    chunk = chunk < kChunkFewestRows ? kChunkFewestRows : chunk > kChunkRows ? kChunkRows : chunk;
+      : Base(job, thread), arrays_(*job.backward), padded_hidden_(panels_ * lanes),
+        input_panels_((I + lanes - 1) / lanes), padded_input_(input_panels_ * lanes),
+        narrow_(I <= kNarrowGradient), ld_x_(narrow_ ? I + 1 : padded_input_) {
+    const int64_t sequences = this->max_sequences();
+    int64_t chunk = kChunkBytes / (kBlocks * padded_hidden_ * int64_t(sizeof(C)));
+    chunk = chunk < kMinChunkRows ? kMinChunkRows : chunk > kMaxChunkRows ? kMaxChunkRows : chunk;
     const int64_t steps = chunk / sequences;
     chunk_steps_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows = chunk_steps_ * sequences;
 
     Arena arena(block);
-    w_hh_ = arena.take<C>(P * G * H * W);
-    w_ih_ = arena.take<C>(a_.dx ? PI * G * H * W : 0);
-    dh_ = arena.take<C>(walk_.batch * Hp);
-    dc_ = arena.take<C>(Cell::kHasCell ? walk_.batch * Hp : 0);
+    w_hh_ = arena.take<C>(panels_ * G * H * lanes);
+    w_ih_ = arena.take<C>(arrays_.dx ? input_panels_ * G * H * lanes : 0);
+    dh_ = arena.take<C>(walk_.batch * padded_hidden_);
+    dc_ = arena.take<C>(Cell::kHasCell ? walk_.batch * padded_hidden_ : 0);
     for (int g = 0; g < job.grid.row_groups; ++g) {
-      Group group;
-      group.d = arena.take<C>(rows * kBlocks * Hp);
-      group.dw_hh = arena.take<C>(G * H * Hp);
-      group.dw_ih = arena.take<C>(narrow_ ? (I + 1) * kBlocks * Hp : G * H * Ip);
-      group.db = narrow_ ? group.dw_ih + I * kBlocks * Hp : arena.take<C>(kBlocks * Hp);
+      GroupScratch group;
+      group.d = arena.take<C>(rows * kBlocks * padded_hidden_);
+      group.dw_hh = arena.take<C>(G * H * padded_hidden_);
+      group.dw_ih =
+          arena.take<C>(narrow_ ? (I + 1) * kBlocks * padded_hidden_ : G * H * padded_input_);
+      group.db = narrow_ ? group.dw_ih + I * kBlocks * padded_hidden_
+                         : arena.take<C>(kBlocks * padded_hidden_);
       if (g == 0) first_group_ = group;
       if (g == 1) group_distance_ = group.d - first_group_.d;
       if (g == row_group_) group_ = group;
     }
     for (int t = 0; t < job.grid.threads(); ++t) {
-      Own own;
-      own.h = arena.take<C>(rows * Hp);
-      own.x = arena.take<C>(rows * ld_x);
+      ThreadScratch own;
+      own.h = arena.take<C>(rows * padded_hidden_);
+      own.x = arena.take<C>(rows * ld_x_);
       own.ones = arena.take<C>(narrow_ ? 0 : rows);
-      own.dx = arena.take<C>(a_.dx ? rows * Ip : 0);
+      own.dx = arena.take<C>(arrays_.dx ? rows * padded_input_ : 0);
       own.row = arena.take<int64_t>(rows);
       if (t == thread) own_ = own;
     }
@@ -77,190 +81,226 @@ class Backward : Share<S> {
     pack();
     load_states();
     clear();
-    this->everybody_meets();
+    this->barrier_all();
     for (int64_t end = walk_.steps; end > 0;) {
       const int64_t first = end > chunk_steps_ ? end - chunk_steps_ : 0;
       int64_t n = 0;
       for (int64_t s = end - 1; s >= first; --s) n += step(s, n);
       weight_gradients(n);
-      if (a_.dx) input_gradients(n);
-      this->group_meets();  // the next chunk overwrites what others may still read
+      if (arrays_.dx) input_gradients(n);
+      this->barrier_group();  // the next chunk overwrites what other threads may still read
       end = first;
     }
     store_states();
-    this->everybody_meets();
+    this->barrier_all();
     store_weights();
   }
 
-  // Row k of a panel holds what gate gradient k is multiplied with: panels [columns / W][G*H][W].
-  // w_hh's blocks are put in the order of the gate gradients.
+  // Packs weights into [columns / lanes][G*H][lanes]: row k of a panel is multiplied by gate
+  // gradient k. The blocks of w_hh go into the order of the gate gradients.
   void pack() {
-    const S *w_hh = static_cast<const S *>(a_.w_hh), *w_ih = static_cast<const S *>(a_.w_ih);
-    for (int64_t p = thread_; p < P; p += job_.grid.threads())
+    const S *w_hh = static_cast<const S *>(arrays_.w_hh),
+            *w_ih = static_cast<const S *>(arrays_.w_ih);
+    for (int64_t p = thread_; p < panels_; p += job_.grid.threads())
       for (int g = 0; g < G; ++g)
         for (int64_t k = 0; k < H; ++k)
-          store(w_hh_ + ((p * G + g) * H + k) * W,
-                load_n(w_hh + (Cell::recurrent_block(g) * H + k) * H + p * W, lanes(p)));
-    if (a_.dx)
-      for (int64_t p = thread_; p < PI; p += job_.grid.threads())
+          store(w_hh_ + ((p * G + g) * H + k) * lanes,
+                load_n(w_hh + (Cell::recurrent_block(g) * H + k) * H + p * lanes, units_in(p)));
+    if (arrays_.dx)
+      for (int64_t p = thread_; p < input_panels_; p += job_.grid.threads())
         for (int64_t k = 0; k < G * H; ++k)
-          store(w_ih_ + (p * G * H + k) * W, load_n(w_ih + k * I + p * W, I - p * W));
+          store(w_ih_ + (p * G * H + k) * lanes, load_n(w_ih + k * I + p * lanes, I - p * lanes));
   }
 
   void load_states() {
-    const S *dh_n = static_cast<const S *>(a_.dh_n), *dc_n = static_cast<const S *>(a_.dc_n);
-    for (int64_t b = b0_; b < b1_; ++b) {
-      for (int64_t p = panel0_; p < panel1_; ++p) {
-        store(dh_ + b * Hp + p * W, load_n(dh_n + b * H + p * W, lanes(p)));
+    const S *dh_n = static_cast<const S *>(arrays_.dh_n),
+            *dc_n = static_cast<const S *>(arrays_.dc_n);
+    for (int64_t b = batch_begin_; b < batch_end_; ++b) {
+      for (int64_t p = panel_begin_; p < panel_end_; ++p) {
+        store(dh_ + b * padded_hidden_ + p * lanes, load_n(dh_n + b * H + p * lanes, units_in(p)));
         if constexpr (Cell::kHasCell)
-          store(dc_ + b * Hp + p * W, load_n(dc_n + b * H + p * W, lanes(p)));
+          store(dc_ + b * padded_hidden_ + p * lanes,
+                load_n(dc_n + b * H + p * lanes, units_in(p)));
       }
     }
   }
 
   void store_states() const {
-    S *dh0 = static_cast<S *>(a_.dh0), *dc0 = static_cast<S *>(a_.dc0);
-    for (int64_t b = b0_; b < b1_; ++b) {
-      for (int64_t p = panel0_; p < panel1_; ++p) {
-        store_n(dh0 + b * H + p * W, load(dh_ + b * Hp + p * W), lanes(p));
+    S *dh0 = static_cast<S *>(arrays_.dh0), *dc0 = static_cast<S *>(arrays_.dc0);
+    for (int64_t b = batch_begin_; b < batch_end_; ++b) {
+      for (int64_t p = panel_begin_; p < panel_end_; ++p) {
+        store_n(dh0 + b * H + p * lanes, load(dh_ + b * padded_hidden_ + p * lanes), units_in(p));
         if constexpr (Cell::kHasCell)
-          store_n(dc0 + b * H + p * W, load(dc_ + b * Hp + p * W), lanes(p));
+          store_n(dc0 + b * H + p * lanes, load(dc_ + b * padded_hidden_ + p * lanes), units_in(p));
       }
     }
   }
 
-  // The sums' zeros, shared out over the group, and the parts of scratch that never change.
+  // Zeroes the sums, a share per thread of the group, and sets the constant parts of scratch
+  // memory.
   void clear() {
-    clear_share(group_.dw_hh, G * H * Hp);
-    clear_share(group_.dw_ih, narrow_ ? (I + 1) * kBlocks * Hp : G * H * Ip);
-    if (!narrow_) clear_share(group_.db, kBlocks * Hp);
-    memset(own_.h, 0, size_t(chunk_rows_ * Hp) * sizeof(C));
-    memset(own_.x, 0, size_t(chunk_rows_ * ld_x) * sizeof(C));
-    for (int64_t r = 0; r < chunk_rows_; ++r)
-      (narrow_ ? own_.x[r * ld_x + I] : own_.ones[r]) = 1;
+    clear_share(group_.dw_hh, G * H * padded_hidden_);
+    clear_share(group_.dw_ih, narrow_ ? (I + 1) * kBlocks * padded_hidden_ : G * H * padded_input_);
+    if (!narrow_) clear_share(group_.db, kBlocks * padded_hidden_);
+    memset(own_.h, 0, size_t(chunk_rows_ * padded_hidden_) * sizeof(C));
+    memset(own_.x, 0, size_t(chunk_rows_ * ld_x_) * sizeof(C));
+    for (int64_t r = 0; r < chunk_rows_; ++r) (narrow_ ? own_.x[r * ld_x_ + I] : own_.ones[r]) = 1;
   }
   void clear_share(C *data, int64_t count) const {
     const int64_t from = count * column_ / columns_, to = count * (column_ + 1) / columns_;
     memset(data + from, 0, size_t(to - from) * sizeof(C));
   }
 
-  // Step s, its rows put behind the n that the chunk already holds. Returns how many they are.
+  // Computes step s; its rows follow the n rows that the chunk already holds. Returns their number.
   int64_t step(int64_t s, int64_t n) {
     const int64_t t = walk_.time(s), count = rows(t), ran = this->clip(walk_.continued(s));
-    const int64_t row = walk_.offset(t) + b0_;
-    const int64_t before = s > 0 ? walk_.offset(walk_.time(s - 1)) + b0_ : 0;
-    const S *y = static_cast<const S *>(a_.y), *h0 = static_cast<const S *>(a_.h0);
-    this->widen_rows(own_.h + n * Hp, Hp, y + before * H, H, ran);
-    this->widen_rows(own_.h + (n + ran) * Hp, Hp, h0 + (b0_ + ran) * H, H, count - ran);
-    this->widen_rows(own_.x + n * ld_x, ld_x, static_cast<const S *>(a_.x) + row * I, I, count);
+    const int64_t row = walk_.offset(t) + batch_begin_;
+    const int64_t before = s > 0 ? walk_.offset(walk_.time(s - 1)) + batch_begin_ : 0;
+    const S *y = static_cast<const S *>(arrays_.y), *h0 = static_cast<const S *>(arrays_.h0);
+    this->widen_rows(own_.h + n * padded_hidden_, padded_hidden_, y + before * H, H, ran);
+    this->widen_rows(own_.h + (n + ran) * padded_hidden_, padded_hidden_,
+                     h0 + (batch_begin_ + ran) * H, H, count - ran);
+    this->widen_rows(own_.x + n * ld_x_, ld_x_, static_cast<const S *>(arrays_.x) + row * I, I,
+                     count);
     for (int64_t r = 0; r < count; ++r) {
       own_.row[n + r] = row + r;
       const S *c = nullptr;  // the cell state before the step
       if constexpr (Cell::kHasCell)
-        c = r < ran ? static_cast<const S *>(a_.cells) + (before + r) * H
-                    : static_cast<const S *>(a_.c0) + (b0_ + r) * H;
-      pointwise(row + r, b0_ + r, c, own_.h + (n + r) * Hp,
-                group_.d + (n + r) * kBlocks * Hp);
+        c = r < ran ? static_cast<const S *>(arrays_.cells) + (before + r) * H
+                    : static_cast<const S *>(arrays_.c0) + (batch_begin_ + r) * H;
+      pointwise(row + r, batch_begin_ + r, c, own_.h + (n + r) * padded_hidden_,
+                group_.d + (n + r) * kBlocks * padded_hidden_);
     }
-    this->group_meets();
-    Product<C, false>{dh_ + b0_ * Hp + panel0_ * W,
-                      Hp,
+    this->barrier_group();
+    Product<C, false>{dh_ + batch_begin_ * padded_hidden_ + panel_begin_ * lanes,
+                      padded_hidden_,
                       !Cell::kHasCell,
-                      {group_.d + n * kBlocks * Hp, kBlocks * Hp},
-                      {w_hh_ + panel0_ * G * H * W, W, G * H * W},
+                      {group_.d + n * kBlocks * padded_hidden_, kBlocks * padded_hidden_},
+                      {w_hh_ + panel_begin_ * G * H * lanes, lanes, G * H * lanes},
                       count,
-                      panel1_ - panel0_,
+                      panel_end_ - panel_begin_,
                       H,
                       G,
-                      Hp,
-                      H * W}
+                      padded_hidden_,
+                      H * lanes}
         .run();
     return count;
   }
 
-  // One row's gate gradients d from those of its new state, which become those of its old one.
+  // Computes the gate gradients d of one row. On entry dh_ and dc_ hold the gradients of the new
+  // state; on return, those of the old state, but for the recurrent product.
   void pointwise(int64_t row, int64_t b, const S *c_old, const C *h_old, C *d) const {
-    const S *gates = static_cast<const S *>(a_.gates) + row * kBlocks * H;
-    for (int64_t p = panel0_; p < panel1_; ++p) {
-      const int64_t n = lanes(p), unit = p * W;
+    const S *gates = static_cast<const S *>(arrays_.gates) + row * kBlocks * H;
+    for (int64_t p = panel_begin_; p < panel_end_; ++p) {
+      const int64_t n = units_in(p), unit = p * lanes;
       Vec<C> gate[4], gradient[4], c{}, c_new{}, dc{};
       for (int g = 0; g < 4; ++g) gate[g] = load_n(gates + g * H + unit, n);
       if constexpr (Cell::kHasCell) {
         c = load_n(c_old + unit, n);
-        c_new = load_n(static_cast<const S *>(a_.cells) + row * H + unit, n);
-        dc = load(dc_ + b * Hp + unit);
+        c_new = load_n(static_cast<const S *>(arrays_.cells) + row * H + unit, n);
+        dc = load(dc_ + b * padded_hidden_ + unit);
       }
-      Vec<C> dh = load(dh_ + b * Hp + unit);
-      if (a_.dy) dh += load_n(static_cast<const S *>(a_.dy) + row * H + unit, n);
+      Vec<C> dh = load(dh_ + b * padded_hidden_ + unit);
+      if (arrays_.dy) dh += load_n(static_cast<const S *>(arrays_.dy) + row * H + unit, n);
       Cell::backward(gate, load(h_old + unit), c, c_new, dh, dc, gradient);
-      for (int g = 0; g < kBlocks; ++g) store(d + g * Hp + unit, gradient[g]);
-      store(dh_ + b * Hp + unit, dh);
-      if constexpr (Cell::kHasCell) store(dc_ + b * Hp + unit, dc);
+      for (int g = 0; g < kBlocks; ++g) store(d + g * padded_hidden_ + unit, gradient[g]);
+      store(dh_ + b * padded_hidden_ + unit, dh);
+      if constexpr (Cell::kHasCell) store(dc_ + b * padded_hidden_ + unit, dc);
     }
   }
 
-  // Adds the chunk's n rows to the sums; each thread of a group those of its own hidden units.
+  // Adds the n rows of the chunk to the sums. Each thread of a group handles its own hidden units.
   void weight_gradients(int64_t n) {
-    const int64_t unit0 = panel0_ * W, unit1 = panel1_ * W < H ? panel1_ * W : H;
-    const int64_t units = unit1 - unit0, ld = kBlocks * Hp;
+    const int64_t unit0 = panel_begin_ * lanes,
+                  unit1 = panel_end_ * lanes < H ? panel_end_ * lanes : H;
+    const int64_t units = unit1 - unit0, ld = kBlocks * padded_hidden_;
     for (int g = 0; g < G; ++g) {
-      Product<C, true>{group_.dw_hh + (g * H + unit0) * Hp, Hp, true,
-                       {group_.d + g * Hp + unit0, ld},     {own_.h, Hp, W},
-                       units, P, n}
+      Product<C, true>{group_.dw_hh + (g * H + unit0) * padded_hidden_,
+                       padded_hidden_,
+                       true,
+                       {group_.d + g * padded_hidden_ + unit0, ld},
+                       {own_.h, padded_hidden_, lanes},
+                       units,
+                       panels_,
+                       n}
           .run();
       if (!narrow_)
-        Product<C, true>{group_.dw_ih + (g * H + unit0) * Ip, Ip, true,
-                         {group_.d + (kInputBlock + g) * Hp + unit0, ld}, {own_.x, Ip, W},
-                         units, PI, n}
+        Product<C, true>{group_.dw_ih + (g * H + unit0) * padded_input_,
+                         padded_input_,
+                         true,
+                         {group_.d + (kInputBlock + g) * padded_hidden_ + unit0, ld},
+                         {own_.x, padded_input_, lanes},
+                         units,
+                         input_panels_,
+                         n}
             .run();
     }
     for (int g = 0; g < kBlocks; ++g) {
-      const Right<C> d{group_.d + g * Hp + unit0, ld, W};
-      const int64_t panels = panel1_ - panel0_;
-      if (narrow_)  // the inputs and the one behind them are the rows: weights and biases at once
-        Product<C, true>{group_.dw_ih + g * Hp + unit0, ld, true, {own_.x, ld_x}, d,
-                         I + 1, panels, n}
+      const Rhs<C> d{group_.d + g * padded_hidden_ + unit0, ld, lanes};
+      const int64_t panels = panel_end_ - panel_begin_;
+      if (narrow_)  // the rows are the inputs and a 1, so one product sums weights and biases
+        Product<C, true>{group_.dw_ih + g * padded_hidden_ + unit0,
+                         ld,
+                         true,
+                         {own_.x, ld_x_},
+                         d,
+                         I + 1,
+                         panels,
+                         n}
             .run();
       else
-        Product<C, true>{group_.db + g * Hp + unit0, ld, true, {own_.ones, 1}, d, 1, panels, n}
+        Product<C, true>{
+            group_.db + g * padded_hidden_ + unit0, ld, true, {own_.ones, 1}, d, 1, panels, n}
             .run();
     }
   }
 
   void input_gradients(int64_t n) {
     const int64_t from = n * column_ / columns_, to = n * (column_ + 1) / columns_;
-    const int64_t ld = kBlocks * Hp;
-    Product<C, false>{own_.dx, Ip, false, {group_.d + from * ld + kInputBlock * Hp, ld},
-                      {w_ih_, W, G * H * W}, to - from, PI, H, G, Hp, H * W}
+    const int64_t ld = kBlocks * padded_hidden_;
+    Product<C, false>{own_.dx,
+                      padded_input_,
+                      false,
+                      {group_.d + from * ld + kInputBlock * padded_hidden_, ld},
+                      {w_ih_, lanes, G * H * lanes},
+                      to - from,
+                      input_panels_,
+                      H,
+                      G,
+                      padded_hidden_,
+                      H * lanes}
         .run();
     for (int64_t r = from; r < to; ++r)
-      for (int64_t p = 0; p < PI; ++p)
-        store_n(static_cast<S *>(a_.dx) + own_.row[r] * I + p * W,
-                load(own_.dx + (r - from) * Ip + p * W), I - p * W);
+      for (int64_t p = 0; p < input_panels_; ++p)
+        store_n(static_cast<S *>(arrays_.dx) + own_.row[r] * I + p * lanes,
+                load(own_.dx + (r - from) * padded_input_ + p * lanes), I - p * lanes);
   }
 
-  // Sums over the row groups, a share of the hidden units each, in torch's order of gates.
+  // Adds up the row groups and stores the results in torch's order of gates. Each thread handles a
+  // share of the hidden units.
   void store_weights() const {
     const int threads = job_.grid.threads();
     const int64_t unit0 = H * thread_ / threads, unit1 = H * (thread_ + 1) / threads;
-    S *dw_ih = static_cast<S *>(a_.dw_ih), *dw_hh = static_cast<S *>(a_.dw_hh);
-    S *db_ih = static_cast<S *>(a_.db_ih), *db_hh = static_cast<S *>(a_.db_hh);
+    S *dw_ih = static_cast<S *>(arrays_.dw_ih), *dw_hh = static_cast<S *>(arrays_.dw_hh);
+    S *db_ih = static_cast<S *>(arrays_.db_ih), *db_hh = static_cast<S *>(arrays_.db_hh);
     for (int g = 0; g < G; ++g) {
       const int to = Cell::recurrent_block(g);
       for (int64_t k = unit0; k < unit1; ++k) {
-        for (int64_t p = 0; p < P; ++p)
-          store_n(dw_hh + (to * H + k) * H + p * W,
-                  sum(first_group_.dw_hh + (g * H + k) * Hp + p * W), lanes(p));
-        const int64_t column = (kInputBlock + g) * Hp + k;
+        for (int64_t p = 0; p < panels_; ++p)
+          store_n(dw_hh + (to * H + k) * H + p * lanes,
+                  sum(first_group_.dw_hh + (g * H + k) * padded_hidden_ + p * lanes), units_in(p));
+        const int64_t column = (kInputBlock + g) * padded_hidden_ + k;
         if (narrow_)
           for (int64_t j = 0; j < I; ++j)
-            narrow_to(dw_ih + (g * H + k) * I + j, first_group_.dw_ih + j * kBlocks * Hp + column);
+            narrow_to(dw_ih + (g * H + k) * I + j,
+                      first_group_.dw_ih + j * kBlocks * padded_hidden_ + column);
         else
-          for (int64_t p = 0; p < PI; ++p)
-            store_n(dw_ih + (g * H + k) * I + p * W,
-                    sum(first_group_.dw_ih + (g * H + k) * Ip + p * W), I - p * W);
+          for (int64_t p = 0; p < input_panels_; ++p)
+            store_n(dw_ih + (g * H + k) * I + p * lanes,
+                    sum(first_group_.dw_ih + (g * H + k) * padded_input_ + p * lanes),
+                    I - p * lanes);
         narrow_to(db_ih + g * H + k, first_group_.db + column);
-        if (db_hh) narrow_to(db_hh + to * H + k, first_group_.db + g * Hp + k);
+        if (db_hh) narrow_to(db_hh + to * H + k, first_group_.db + g * padded_hidden_ + k);
       }
     }
   }
@@ -275,28 +315,29 @@ class Backward : Share<S> {
     store_n(out, splat<Vec<C>>(total), 1);
   }
 
-  struct Group {  // scratch of a row group
-    C *d;         // [chunk rows][4][Hp]: gate gradients
-    C *dw_hh;     // [G*H][Hp]
-    C *dw_ih;     // [G*H][Ip]; narrow: transposed, [I + 1][4][Hp], the last row for the biases
-    C *db;        // [4][Hp]
+  struct GroupScratch {
+    C *d;      // [chunk rows][4][padded_hidden]: gate gradients
+    C *dw_hh;  // [G*H][padded_hidden]
+    C *dw_ih;  // [G*H][padded_input]; narrow: [I + 1][4][padded_hidden], last row: biases
+    C *db;     // [4][padded_hidden]
   };
-  struct Own {     // scratch of a thread
-    C *h;          // [chunk rows][Hp]: the states before each step
-    C *x, *ones;   // [chunk rows][Ip], [chunk rows]; narrow: [chunk rows][I + 1], the last being 1
-    C *dx;         // [chunk rows][Ip]
-    int64_t *row;  // [chunk rows]: which row of the arrays each one is
+  struct ThreadScratch {
+    C *h;          // [chunk rows][padded_hidden]: h before each step
+    C *x;          // [chunk rows][padded_input]; narrow: [chunk rows][I + 1], last column: 1
+    C *ones;       // [chunk rows], unless narrow
+    C *dx;         // [chunk rows][padded_input]
+    int64_t *row;  // [chunk rows]: the row in the caller's arrays
   };
 
-  const fastrnn_backward_arrays a_;
-  const int64_t Hp, PI, Ip;
+  const fastrnn_backward_arrays arrays_;
+  const int64_t padded_hidden_, input_panels_, padded_input_;
   const bool narrow_;
-  const int64_t ld_x;
+  const int64_t ld_x_;
   int64_t chunk_steps_, chunk_rows_, group_distance_ = 0;
   size_t used_;
-  C *w_hh_, *w_ih_, *dh_, *dc_;  // shared by all
-  Group first_group_{}, group_{};
-  Own own_{};
+  C *w_hh_, *w_ih_, *dh_, *dc_;  // shared by all threads
+  GroupScratch first_group_{}, group_{};
+  ThreadScratch own_{};
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL

@@ -1,8 +1,9 @@
 // One layer in one direction, forward.
 //
-// A step multiplies the old h with the recurrent weights panel by panel: a panel is one vector of
-// hidden units with all its gates, so the cell's arithmetic follows in the same pass, on registers.
-// A narrow input is projected there too; a wide one some steps ahead, in one larger product.
+// A step multiplies the old h by the recurrent weights, panel by panel. A panel is one vector of
+// hidden units with all its gates, so the cell's arithmetic follows in the same pass, in registers.
+// The step also projects a narrow input. A wide input is projected several steps at a time, in a
+// larger product.
 #pragma once
 
 #include "panels.h"
@@ -10,17 +11,18 @@
 
 namespace fastrnn::FASTRNN_LEVEL {
 
-constexpr int64_t kNarrowInput = 32;            // projected inside the step up to this width
-constexpr int64_t kProjectionBytes = 512 << 10;  // of projections made ahead, per thread
-constexpr int64_t kCachedBytes = 4 << 20;        // of results that a cache holds until they are read
+constexpr int64_t kNarrowInput = 32;             // widest input that is projected inside the step
+constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
+constexpr int64_t kMaxCachedBytes = 4 << 20;  // of results that stay in a cache until they are read
 
 template <class Cell, class S>
 class Forward : Share<S> {
   using Base = Share<S>;
   using typename Base::C;
-  using Base::b0_, Base::b1_, Base::H, Base::I, Base::job_, Base::lanes, Base::P, Base::panel0_,
-      Base::panel1_, Base::rows, Base::thread_, Base::W, Base::walk_;
-  using Panels = Panel<Cell, S>;
+  using Base::batch_begin_, Base::batch_end_, Base::H, Base::I, Base::job_, Base::units_in,
+      Base::panels_, Base::panel_begin_, Base::panel_end_, Base::rows, Base::thread_, Base::lanes,
+      Base::walk_;
+  using PanelOf = Panel<Cell, S>;
   static constexpr int G = Cell::kGates, kTile = tile_rows(G);
 
  public:
@@ -29,16 +31,17 @@ class Forward : Share<S> {
 
  private:
   Forward(const Job &job, int thread, char *block)
-      : Base(job, thread), a_(*job.forward), narrow_(I <= kNarrowInput), past_caches_(large_results()) {
+      : Base(job, thread), arrays_(*job.forward), narrow_(I <= kNarrowInput),
+        streams_(large_results()) {
     Arena arena(block);
-    w_hh_ = arena.take<C>(P * H * G * W);
-    w_ih_ = arena.take<C>(P * I * G * W);
-    bias_ = arena.take<C>(P * 4 * W);
-    for (C *&h : h_) h = arena.take<C>(walk_.batch * P * W);
-    c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * P * W : 0);
+    w_hh_ = arena.take<C>(panels_ * H * G * lanes);
+    w_ih_ = arena.take<C>(panels_ * I * G * lanes);
+    bias_ = arena.take<C>(panels_ * 4 * lanes);
+    for (C *&h : h_) h = arena.take<C>(walk_.batch * panels_ * lanes);
+    c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * panels_ * lanes : 0);
 
-    const int64_t sequences = this->most_sequences();
-    const int64_t row_bytes = this->most_panels() * G * W * int64_t(sizeof(C));
+    const int64_t sequences = this->max_sequences();
+    const int64_t row_bytes = this->max_panels() * G * lanes * int64_t(sizeof(C));
     const int64_t steps = narrow_ ? 1 : kProjectionBytes / row_bytes / sequences;
     steps_ahead_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows_ahead = steps_ahead_ * sequences;
@@ -53,73 +56,76 @@ class Forward : Share<S> {
   void run() {
     pack();
     load_states();
-    this->everybody_meets();
+    this->barrier_all();
     for (int64_t s = 0; s < walk_.steps; ++s) {
       if (!narrow_ && s % steps_ahead_ == 0) project(s);
       step(s);
-      this->group_meets();
+      this->barrier_group();
     }
     store_states();
-    if (past_caches_) fence();
+    if (streams_) fence();
   }
 
-  // Whether y, gates and cells are whole cache lines, and more than fit in a cache.
+  // Whether y, gates and cells consist of whole cache lines and are too large for a cache.
   bool large_results() const {
     const int64_t bytes = walk_.offset(walk_.steps) * H * int64_t(sizeof(S));
-    return kWholeLines<S> && H % W == 0 && bytes * (a_.gates ? 5 : 1) > kCachedBytes &&
-           (uintptr_t(a_.y) | uintptr_t(a_.gates) | uintptr_t(a_.cells)) % 64 == 0;
+    return kWholeLines<S> && H % lanes == 0 && bytes * (arrays_.gates ? 5 : 1) > kMaxCachedBytes &&
+           (uintptr_t(arrays_.y) | uintptr_t(arrays_.gates) | uintptr_t(arrays_.cells)) % 64 == 0;
   }
 
   void put(S *result, Vec<C> v, int64_t n) const {
     if constexpr (kWholeLines<S>) {
-      if (past_caches_) return store_past_caches(result, v);
+      if (streams_) return stream_store(result, v);
     }
     store_n(result, v, n);
   }
 
-  // Weights as panels [P][K][G][W], biases as [P][4][W]; threads share the work.
+  // Packs weights into [panels][K][G][lanes] and biases into [panels][4][lanes]; threads share the
+  // work.
   void pack() {
-    const S *w_hh = static_cast<const S *>(a_.w_hh), *w_ih = static_cast<const S *>(a_.w_ih);
-    const S *b_ih = static_cast<const S *>(a_.b_ih), *b_hh = static_cast<const S *>(a_.b_hh);
-    for (int64_t p = thread_; p < P; p += job_.grid.threads()) {
-      Panels::pack_weights(w_hh_ + p * H * G * W, w_hh, H, H, p);
-      Panels::pack_weights(w_ih_ + p * I * G * W, w_ih, H, I, p);
-      Panels::pack_biases(bias_ + p * 4 * W, b_ih, b_hh, H, p);
+    const S *w_hh = static_cast<const S *>(arrays_.w_hh),
+            *w_ih = static_cast<const S *>(arrays_.w_ih);
+    const S *b_ih = static_cast<const S *>(arrays_.b_ih),
+            *b_hh = static_cast<const S *>(arrays_.b_hh);
+    for (int64_t p = thread_; p < panels_; p += job_.grid.threads()) {
+      PanelOf::pack_weights(w_hh_ + p * H * G * lanes, w_hh, H, H, p);
+      PanelOf::pack_weights(w_ih_ + p * I * G * lanes, w_ih, H, I, p);
+      PanelOf::pack_biases(bias_ + p * 4 * lanes, b_ih, b_hh, H, p);
     }
   }
 
-  // Both copies of h, for a sequence may start at any step when time runs backwards.
+  // Fills both copies of h: in a reversed packed batch, a sequence may start at any step.
   void load_states() {
-    const S *h0 = static_cast<const S *>(a_.h0), *c0 = static_cast<const S *>(a_.c0);
-    for (int64_t b = b0_; b < b1_; ++b) {
-      for (int64_t p = panel0_; p < panel1_; ++p) {
-        const Vec<C> h = load_n(h0 + b * H + p * W, lanes(p));
-        for (C *copy : h_) store(copy + (b * P + p) * W, h);
+    const S *h0 = static_cast<const S *>(arrays_.h0), *c0 = static_cast<const S *>(arrays_.c0);
+    for (int64_t b = batch_begin_; b < batch_end_; ++b) {
+      for (int64_t p = panel_begin_; p < panel_end_; ++p) {
+        const Vec<C> h = load_n(h0 + b * H + p * lanes, units_in(p));
+        for (C *copy : h_) store(copy + (b * panels_ + p) * lanes, h);
         if constexpr (Cell::kHasCell)
-          store(c_ + (b * P + p) * W, load_n(c0 + b * H + p * W, lanes(p)));
+          store(c_ + (b * panels_ + p) * lanes, load_n(c0 + b * H + p * lanes, units_in(p)));
       }
     }
   }
 
   void store_states() const {
-    const S *y = static_cast<const S *>(a_.y);
-    S *h_n = static_cast<S *>(a_.h_n), *c_n = static_cast<S *>(a_.c_n);
-    for (int64_t b = b0_; b < b1_; ++b) {
+    const S *y = static_cast<const S *>(arrays_.y);
+    S *h_n = static_cast<S *>(arrays_.h_n), *c_n = static_cast<S *>(arrays_.c_n);
+    for (int64_t b = batch_begin_; b < batch_end_; ++b) {
       const int64_t t = walk_.reverse ? 0 : walk_.length(b) - 1;
-      for (int64_t p = panel0_; p < panel1_; ++p) {
-        store_n(h_n + b * H + p * W, load_n(y + (walk_.offset(t) + b) * H + p * W, lanes(p)),
-                lanes(p));
+      for (int64_t p = panel_begin_; p < panel_end_; ++p) {
+        store_n(h_n + b * H + p * lanes,
+                load_n(y + (walk_.offset(t) + b) * H + p * lanes, units_in(p)), units_in(p));
         if constexpr (Cell::kHasCell)
-          store_n(c_n + b * H + p * W, load(c_ + (b * P + p) * W), lanes(p));
+          store_n(c_n + b * H + p * lanes, load(c_ + (b * panels_ + p) * lanes), units_in(p));
       }
     }
   }
 
-  const S *input(int64_t t) const {  // this share's first row at time t
-    return static_cast<const S *>(a_.x) + (walk_.offset(t) + b0_) * I;
+  const S *input(int64_t t) const {  // the first row of this share at time t
+    return static_cast<const S *>(arrays_.x) + (walk_.offset(t) + batch_begin_) * I;
   }
 
-  // projection_[row][panel][G][W] from step s on, as far as its scratch reaches; biases included.
+  // Fills projection_[row][panel][G][lanes] for steps_ahead_ steps from s on, including the biases.
   void project(int64_t s) {
     int64_t n = 0;
     for (int64_t i = s; i < s + steps_ahead_ && i < walk_.steps; ++i) {
@@ -127,12 +133,14 @@ class Forward : Share<S> {
       this->widen_rows(x_ + n * I, I, input(t), I, rows(t));
       n += rows(t);
     }
-    const int64_t ld = (panel1_ - panel0_) * G * W;
-    for (int64_t p = panel0_; p < panel1_; ++p) {
-      C *out = projection_ + (p - panel0_) * G * W;
+    const int64_t ld = (panel_end_ - panel_begin_) * G * lanes;
+    for (int64_t p = panel_begin_; p < panel_end_; ++p) {
+      C *out = projection_ + (p - panel_begin_) * G * lanes;
       for (int64_t r = 0; r < n; ++r)
-        memcpy(out + r * ld, bias_ + p * 4 * W, sizeof(C) * G * W);
-      Product<C, false>{out, ld, true, {x_, I}, {w_ih_ + p * I * G * W, G * W, W}, n, G, I}.run();
+        memcpy(out + r * ld, bias_ + p * 4 * lanes, sizeof(C) * G * lanes);
+      Product<C, false>{out, ld, true, {x_, I}, {w_ih_ + p * I * G * lanes, G * lanes, lanes},
+                        n,   G,  I}
+          .run();
     }
     projected_ = projection_;
   }
@@ -146,61 +154,64 @@ class Forward : Share<S> {
       else
         this->widen_rows(x_, I, input(t), I, n);
     }
-    for (int64_t p = panel0_; p < panel1_; ++p) {
+    for (int64_t p = panel_begin_; p < panel_end_; ++p) {
       for_tiles<kTile>(n, [&](auto height, int64_t r) {
         constexpr int R = decltype(height)::value;
         narrow_ ? tile<R, true>(s, p, r, x + r * I) : tile<R, false>(s, p, r, nullptr);
       });
     }
-    if (!narrow_) projected_ += n * (panel1_ - panel0_) * G * W;
+    if (!narrow_) projected_ += n * (panel_end_ - panel_begin_) * G * lanes;
   }
 
-  // R sequences from the share's r-th on, one panel, one step.
+  // One step of R sequences in one panel; r is the first sequence, counted within this share.
   template <int R, bool kNarrow>
   __attribute__((noinline)) void tile(int64_t s, int64_t p, int64_t r, const C *x) {
     Vec<C> acc[R][G];
     if constexpr (kNarrow) {
       for (int i = 0; i < R; ++i)
-        for (int g = 0; g < G; ++g) acc[i][g] = load(bias_ + (p * 4 + g) * W);
-      multiply(acc, Left<C>{x, I}, Right<C>{w_ih_ + p * I * G * W, G * W, W}, I);
+        for (int g = 0; g < G; ++g) acc[i][g] = load(bias_ + (p * 4 + g) * lanes);
+      multiply(acc, Lhs<C>{x, I}, Rhs<C>{w_ih_ + p * I * G * lanes, G * lanes, lanes}, I);
     } else {
-      const int64_t ld = (panel1_ - panel0_) * G * W;
-      const C *projected = projected_ + r * ld + (p - panel0_) * G * W;
+      const int64_t ld = (panel_end_ - panel_begin_) * G * lanes;
+      const C *projected = projected_ + r * ld + (p - panel_begin_) * G * lanes;
       for (int i = 0; i < R; ++i)
-        for (int g = 0; g < G; ++g) acc[i][g] = load(projected + i * ld + g * W);
+        for (int g = 0; g < G; ++g) acc[i][g] = load(projected + i * ld + g * lanes);
     }
-    C input_n[R][W];
-    const int64_t b = b0_ + r;
+    C input_n[R][lanes];
+    const int64_t b = batch_begin_ + r;
     const C *h_old = h_[s & 1];
-    Panels::template recur<R>(acc, input_n, bias_ + p * 4 * W, Left<C>{h_old + b * P * W, P * W},
-                              Right<C>{w_hh_ + p * H * G * W, G * W, W}, H);
-    const int64_t n = lanes(p), first_row = walk_.offset(walk_.time(s)) + b;
-    // The results' lines are new to the caches: start the next step's on their way.
-    const int64_t ahead = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
+    PanelOf::template recur<R>(acc, input_n, bias_ + p * 4 * lanes,
+                               Lhs<C>{h_old + b * panels_ * lanes, panels_ * lanes},
+                               Rhs<C>{w_hh_ + p * H * G * lanes, G * lanes, lanes}, H);
+    const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
+    // The cache lines of the results are not in cache yet: prefetch those of the next step.
+    const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
     for (int i = 0; i < R; ++i) {
-      if (!past_caches_) __builtin_prefetch(static_cast<S *>(a_.y) + (ahead + i) * H + p * W, 1);
-      const int64_t state = ((b + i) * P + p) * W, row = first_row + i;
+      if (!streams_)
+        __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);
+      const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
       Vec<C> gate[4], c{};
       if constexpr (Cell::kHasCell) c = load(c_ + state);
-      const Vec<C> h = Panels::activate(acc[i], input_n[i], load(h_old + state), c, gate);
+      const Vec<C> h = PanelOf::activate(acc[i], input_n[i], load(h_old + state), c, gate);
       store(h_[~s & 1] + state, h);
-      put(static_cast<S *>(a_.y) + row * H + p * W, h, n);
+      put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n);
       if constexpr (Cell::kHasCell) store(c_ + state, c);
-      if (a_.gates) {
-        S *gates = static_cast<S *>(a_.gates) + row * 4 * H + p * W;
+      if (arrays_.gates) {
+        S *gates = static_cast<S *>(arrays_.gates) + row * 4 * H + p * lanes;
         for (int g = 0; g < 4; ++g) put(gates + g * H, gate[g], n);
-        if constexpr (Cell::kHasCell) put(static_cast<S *>(a_.cells) + row * H + p * W, c, n);
+        if constexpr (Cell::kHasCell)
+          put(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c, n);
       }
     }
   }
 
-  const fastrnn_forward_arrays a_;
-  const bool narrow_, past_caches_;
+  const fastrnn_forward_arrays arrays_;
+  const bool narrow_, streams_;
   int64_t steps_ahead_;
   size_t used_;
-  C *w_hh_, *w_ih_, *bias_, *h_[2], *c_;      // shared by all
-  C *x_ = nullptr, *projection_ = nullptr;    // this thread's
-  const C *projected_ = nullptr;              // the current step's piece of projection_
+  C *w_hh_, *w_ih_, *bias_, *h_[2], *c_;    // shared by all threads
+  C *x_ = nullptr, *projection_ = nullptr;  // of this thread
+  const C *projected_ = nullptr;            // the part of projection_ for the current step
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL

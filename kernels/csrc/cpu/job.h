@@ -1,4 +1,4 @@
-// What one call does and how its threads share it.
+// The work of one call, and its division among threads.
 #pragma once
 
 #include <stddef.h>
@@ -9,17 +9,18 @@
 
 namespace fastrnn {
 
-// The order in which rows are walked.
+// The order in which rows are processed. "Step" counts in processing order, t in the caller's
+// order.
 struct Walk {
   int64_t steps, batch;
   bool reverse;
-  const int64_t *batch_sizes;  // null: padded
+  const int64_t *batch_sizes;  // [T]; null: padded
   const int64_t *offsets;      // [T + 1]; null: padded
 
   FASTRNN_INLINE int64_t rows(int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
   FASTRNN_INLINE int64_t offset(int64_t t) const { return offsets ? offsets[t] : t * batch; }
   FASTRNN_INLINE int64_t time(int64_t step) const { return reverse ? steps - 1 - step : step; }
-  // How many of step's sequences also ran in the step walked before it.
+  // The number of sequences of a step that also ran in the step before.
   FASTRNN_INLINE int64_t continued(int64_t step) const {
     if (step == 0) return 0;
     const int64_t now = rows(time(step)), before = rows(time(step - 1));
@@ -39,7 +40,7 @@ struct Walk {
   }
 };
 
-// Threads wait for each other in groups; a thread that waits long lets others run.
+// A barrier for a group of threads. A thread spins, and yields to others once it has waited long.
 class Barrier {
  public:
   void wait(int members);
@@ -49,8 +50,8 @@ class Barrier {
   alignas(64) int phase_ = 0;
 };
 
-// Threads form a grid: row groups share out the batch and never wait for each other in the time
-// loop; the columns of a group share out hidden units and meet once a step.
+// The grid of threads. Row groups divide the batch and do not wait for each other in the time loop.
+// The threads of a row group divide the hidden units and wait for each other once per step.
 struct Grid {
   int row_groups = 1, column_groups = 1;
   FASTRNN_INLINE int threads() const { return row_groups * column_groups; }
@@ -58,16 +59,16 @@ struct Grid {
 
 struct Job {
   const fastrnn_problem *problem;
-  const fastrnn_forward_arrays *forward;    // one of the two
-  const fastrnn_backward_arrays *backward;  // is null
+  const fastrnn_forward_arrays *forward;    // null in a backward call
+  const fastrnn_backward_arrays *backward;  // null in a forward call
   Walk walk;
   Grid grid;
-  const int64_t *row_starts;  // [row_groups + 1]: the sequences of each row group
-  Barrier *barriers;          // [1 + row_groups]: everybody's, then each row group's
+  const int64_t *row_starts;  // [row_groups + 1]: the first sequence of each row group
+  Barrier *barriers;          // [1 + row_groups]: of all threads, then of each row group
   char *scratch;
 };
 
-// The kernels of one instruction-set level, by [cell][dtype].
+// The functions for one cell and dtype.
 struct Kernel {
   size_t (*forward_scratch)(const Job &);  // bytes
   void (*forward)(const Job &, int thread);
@@ -75,10 +76,10 @@ struct Kernel {
   void (*backward)(const Job &, int thread);
 };
 
-// Pixel models: sequences are run in blocks of at most kPixelRows, whose states stay in cache.
-constexpr int64_t kPixelRows = 48;  // whole tiles of either cell
+// Pixel models run sequences in blocks of at most kPixelRows, so that the states stay in cache.
+constexpr int64_t kPixelRows = 48;  // a multiple of the tile heights of both cells
 struct PixelScratch {
-  size_t weights, block;  // bytes: packed weights, shared by all; a thread's own
+  size_t weights, block;  // bytes of packed weights, and of each thread's block
 };
 struct PixelKernel {
   PixelScratch (*scratch)(const fastrnn_pixel_problem &);
@@ -87,14 +88,15 @@ struct PixelKernel {
               char *block, int64_t first, int64_t count);
 };
 
+// The kernels of one instruction-set level.
 struct Level {
   const char *name;
   int vector_bytes;
-  Kernel kernels[2][3];
-  PixelKernel pixels[2];
+  Kernel kernels[2][3];   // by cell and dtype
+  PixelKernel pixels[2];  // by cell
 };
 
-// Hands out pieces of one block of scratch memory; with a null block it only adds up their sizes.
+// Divides a block of scratch memory into arrays. With a null block, it only adds up their sizes.
 class Arena {
  public:
   FASTRNN_INLINE explicit Arena(char *block) : block_(block) {}

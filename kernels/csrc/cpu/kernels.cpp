@@ -1,4 +1,5 @@
-// All kernels of one instruction-set level; compiled once for each, with FASTRNN_LEVEL its name.
+// All kernels of one instruction-set level. Compiled once per level, with FASTRNN_LEVEL as its
+// name.
 #include "backward.h"
 #include "forward.h"
 #include "pixels.h"
@@ -20,11 +21,10 @@ constexpr PixelKernel pixel_kernel() {
 #define FASTRNN_STRING(name) FASTRNN_STRING_(name)
 
 extern const Level level;
-const Level level = {
-    FASTRNN_STRING(FASTRNN_LEVEL),
-    kVectorBytes,
-    {{kernel<Lstm, float>(), kernel<Lstm, double>(), kernel<Lstm, bfloat16>()},
-     {kernel<Gru, float>(), kernel<Gru, double>(), kernel<Gru, bfloat16>()}},
-    {pixel_kernel<Lstm>(), pixel_kernel<Gru>()}};
+const Level level = {FASTRNN_STRING(FASTRNN_LEVEL),
+                     kVectorBytes,
+                     {{kernel<Lstm, float>(), kernel<Lstm, double>(), kernel<Lstm, bfloat16>()},
+                      {kernel<Gru, float>(), kernel<Gru, double>(), kernel<Gru, bfloat16>()}},
+                     {pixel_kernel<Lstm>(), pixel_kernel<Gru>()}};
 
 }  // namespace fastrnn::FASTRNN_LEVEL

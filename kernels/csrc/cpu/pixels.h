@@ -1,6 +1,7 @@
-// A stack of layers as a model of binary pixels: read or draw a pixel, step every layer, and take the
-// next pixel's logit from the last state. A thread runs a block of sequences from its first step to
-// its last without a meeting; the block's states stay in cache, and no layer's output is written.
+// A stack of layers as a model of binary pixels. Each step reads or draws a pixel, runs every
+// layer, and computes the logit of the next pixel from the last state. A thread runs a block of
+// sequences from the first step to the last without a barrier. The states of the block stay in
+// cache, and the outputs of the layers are not stored.
 #pragma once
 
 #include "job.h"
@@ -11,13 +12,13 @@ namespace fastrnn::FASTRNN_LEVEL {
 template <class Cell>
 class Pixels {
   using C = float;
-  using Panels = Panel<Cell, C>;
-  static constexpr int G = Panels::G, W = Panels::W, kTile = tile_rows(G);
+  using PanelOf = Panel<Cell, C>;
+  static constexpr int G = PanelOf::G, lanes = PanelOf::lanes, kTile = tile_rows(G);
 
  public:
   static PixelScratch scratch(const fastrnn_pixel_problem &p) {
     const Pixels sizes(p, nullptr, nullptr, nullptr);
-    return {sizeof(C) * size_t(sizes.P * W + p.layers * sizes.weight_slot()),
+    return {sizeof(C) * size_t(sizes.panels_ * lanes + p.layers * sizes.weight_slot()),
             sizeof(C) * size_t(p.layers * sizes.state_slot() + 2 * kPixelRows)};
   }
 
@@ -25,7 +26,7 @@ class Pixels {
     Pixels(p, &a, weights, nullptr).pack();
   }
 
-  // The sequences from first on, at most kPixelRows of them.
+  // Runs `count` sequences, at most kPixelRows, starting with `first`.
   static void run(const fastrnn_pixel_problem &p, const fastrnn_pixel_arrays &a, char *weights,
                   char *block, int64_t first, int64_t count) {
     Pixels(p, &a, weights, block).run(first, count);
@@ -33,53 +34,57 @@ class Pixels {
 
  private:
   Pixels(const fastrnn_pixel_problem &p, const fastrnn_pixel_arrays *a, char *weights, char *block)
-      : a_(a), lengths_(p.lengths), L(p.layers), T(p.steps), B(p.batch), H(p.hidden_size),
-        P((H + W - 1) / W), head_(reinterpret_cast<C *>(weights)),
+      : arrays_(a), lengths_(p.lengths), L(p.layers), T(p.steps), B(p.batch), H(p.hidden_size),
+        panels_((H + lanes - 1) / lanes), head_(reinterpret_cast<C *>(weights)),
         states_(reinterpret_cast<C *>(block)) {}
 
-  // Each layer has as much room as one that reads states.
-  int64_t weight_slot() const { return P * (2 * H * G + 4) * W; }
-  int64_t state_slot() const { return 3 * kPixelRows * P * W; }
+  // Every layer gets as much memory as one that reads states, although the first reads only a
+  // pixel.
+  int64_t weight_slot() const { return panels_ * (2 * H * G + 4) * lanes; }
+  int64_t state_slot() const { return 3 * kPixelRows * panels_ * lanes; }
 
   int64_t inputs(int64_t l) const { return l ? H : 1; }
-  int64_t lanes(int64_t p) const { return H - p * W < W ? H - p * W : W; }
-  C *w_hh(int64_t l) const { return head_ + P * W + l * weight_slot(); }  // [P][H][G][W]
-  C *w_ih(int64_t l) const { return w_hh(l) + P * H * G * W; }            // [P][inputs][G][W]
-  C *bias(int64_t l) const { return w_ih(l) + P * H * G * W; }            // [P][4][W]
-  C *h(int64_t l, int64_t step) const {                                   // [kPixelRows][P * W]
-    return states_ + l * state_slot() + (step & 1) * kPixelRows * P * W;
+  int64_t units_in(int64_t p) const { return H - p * lanes < lanes ? H - p * lanes : lanes; }
+  C *w_hh(int64_t l) const {
+    return head_ + panels_ * lanes + l * weight_slot();
+  }  // [panels][H][G][lanes]
+  C *w_ih(int64_t l) const {
+    return w_hh(l) + panels_ * H * G * lanes;
+  }  // [panels][inputs][G][lanes]
+  C *bias(int64_t l) const { return w_ih(l) + panels_ * H * G * lanes; }  // [panels][4][lanes]
+  C *h(int64_t l, int64_t step) const {  // [kPixelRows][panels * lanes]
+    return states_ + l * state_slot() + (step & 1) * kPixelRows * panels_ * lanes;
   }
-  C *c(int64_t l) const { return states_ + l * state_slot() + 2 * kPixelRows * P * W; }
+  C *c(int64_t l) const { return states_ + l * state_slot() + 2 * kPixelRows * panels_ * lanes; }
   C *logit() const { return states_ + L * state_slot(); }  // [kPixelRows]
   C *pixel() const { return logit() + kPixelRows; }        // [kPixelRows]
 
   void pack() const {
     for (int64_t l = 0; l < L; ++l) {
-      const float *const *w = a_->weights + 4 * l;
-      for (int64_t p = 0; p < P; ++p) {
-        Panels::pack_weights(w_ih(l) + p * inputs(l) * G * W, w[0], H, inputs(l), p);
-        Panels::pack_weights(w_hh(l) + p * H * G * W, w[1], H, H, p);
-        Panels::pack_biases(bias(l) + p * 4 * W, w[2], w[3], H, p);
+      const float *const *w = arrays_->weights + 4 * l;
+      for (int64_t p = 0; p < panels_; ++p) {
+        PanelOf::pack_weights(w_ih(l) + p * inputs(l) * G * lanes, w[0], H, inputs(l), p);
+        PanelOf::pack_weights(w_hh(l) + p * H * G * lanes, w[1], H, H, p);
+        PanelOf::pack_biases(bias(l) + p * 4 * lanes, w[2], w[3], H, p);
       }
     }
-    for (int64_t p = 0; p < P; ++p) store(head_ + p * W, load_n(a_->head_weight + p * W, lanes(p)));
+    for (int64_t p = 0; p < panels_; ++p)
+      store(head_ + p * lanes, load_n(arrays_->head_weight + p * lanes, units_in(p)));
   }
 
   void run(int64_t first, int64_t count) {
     memset(states_, 0, sizeof(C) * size_t(L * state_slot() + 2 * kPixelRows));
     for (int64_t b = 0; b < count; ++b) {
-      logit()[b] = a_->logit[first + b];
-      copy_states(0, first, b, [](C *ours, float *theirs, int64_t n) {
-        store(ours, load_n(theirs, n));
-      });
+      logit()[b] = arrays_->logit[first + b];
+      copy_states(0, first, b,
+                  [](C *ours, float *theirs, int64_t n) { store(ours, load_n(theirs, n)); });
     }
     for (int64_t t = 0, running = count;; ++t) {
       for (; running && length(first + running - 1) == t; --running) {
         const int64_t b = running - 1;
-        a_->logit[first + b] = logit()[b];
-        copy_states(t, first, b, [](C *ours, float *theirs, int64_t n) {
-          store_n(theirs, load(ours), n);
-        });
+        arrays_->logit[first + b] = logit()[b];
+        copy_states(t, first, b,
+                    [](C *ours, float *theirs, int64_t n) { store_n(theirs, load(ours), n); });
       }
       if (!running) return;
       next_pixels(t, first, running);
@@ -90,14 +95,15 @@ class Pixels {
 
   int64_t length(int64_t b) const { return lengths_ ? lengths_[b] : T; }
 
-  // The states of a block's row b at a step, and where the caller has them.
+  // Calls copy(address in the block, caller's address, size) for the states of row b of the block.
   template <class F>
   void copy_states(int64_t step, int64_t first, int64_t b, F &&copy) const {
     for (int64_t l = 0; l < L; ++l) {
-      for (int64_t p = 0; p < P; ++p) {
-        const int64_t ours = (b * P + p) * W, theirs = (l * B + first + b) * H + p * W;
-        copy(h(l, step) + ours, a_->h + theirs, lanes(p));
-        if constexpr (Cell::kHasCell) copy(c(l) + ours, a_->c + theirs, lanes(p));
+      for (int64_t p = 0; p < panels_; ++p) {
+        const int64_t ours = (b * panels_ + p) * lanes,
+                      theirs = (l * B + first + b) * H + p * lanes;
+        copy(h(l, step) + ours, arrays_->h + theirs, units_in(p));
+        if constexpr (Cell::kHasCell) copy(c(l) + ours, arrays_->c + theirs, units_in(p));
       }
     }
   }
@@ -105,36 +111,37 @@ class Pixels {
   void next_pixels(int64_t t, int64_t first, int64_t running) const {
     for (int64_t b = 0; b < running; ++b) {
       const int64_t at = (first + b) * T + t;
-      if (a_->thresholds) a_->pixels[at] = logit()[b] > a_->thresholds[at];
-      pixel()[b] = a_->pixels[at];
+      if (arrays_->thresholds) arrays_->pixels[at] = logit()[b] > arrays_->thresholds[at];
+      pixel()[b] = arrays_->pixels[at];
     }
   }
 
   void step(int64_t l, int64_t t, int64_t running) const {
-    const Left<C> x = l ? Left<C>{h(l - 1, t + 1), P * W} : Left<C>{pixel(), 1};
-    for (int64_t p = 0; p < P; ++p)
+    const Lhs<C> x = l ? Lhs<C>{h(l - 1, t + 1), panels_ * lanes} : Lhs<C>{pixel(), 1};
+    for (int64_t p = 0; p < panels_; ++p)
       for_tiles<kTile>(running, [&](auto rows, int64_t b) {
         tile<decltype(rows)::value>(l, t, p, b, x.from(b, 0));
       });
   }
 
   template <int R>
-  __attribute__((noinline)) void tile(int64_t l, int64_t t, int64_t p, int64_t b, Left<C> x) const {
+  __attribute__((noinline)) void tile(int64_t l, int64_t t, int64_t p, int64_t b, Lhs<C> x) const {
     Vec<C> acc[R][G];
-    C input_n[R][W];
-    const C *biases = bias(l) + p * 4 * W, *old = h(l, t);
+    C input_n[R][lanes];
+    const C *biases = bias(l) + p * 4 * lanes, *old = h(l, t);
     for (int i = 0; i < R; ++i)
-      for (int g = 0; g < G; ++g) acc[i][g] = load(biases + g * W);
+      for (int g = 0; g < G; ++g) acc[i][g] = load(biases + g * lanes);
     const int64_t depth = inputs(l);
-    multiply(acc, x, Right<C>{w_ih(l) + p * depth * G * W, G * W, W}, depth);
-    Panels::template recur<R>(acc, input_n, biases, Left<C>{old + b * P * W, P * W},
-                              Right<C>{w_hh(l) + p * H * G * W, G * W, W}, H);
+    multiply(acc, x, Rhs<C>{w_ih(l) + p * depth * G * lanes, G * lanes, lanes}, depth);
+    PanelOf::template recur<R>(acc, input_n, biases,
+                               Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
+                               Rhs<C>{w_hh(l) + p * H * G * lanes, G * lanes, lanes}, H);
     for (int i = 0; i < R; ++i) {
-      const int64_t state = ((b + i) * P + p) * W;
+      const int64_t state = ((b + i) * panels_ + p) * lanes;
       Vec<C> gate[4], cell{};
       if constexpr (Cell::kHasCell) cell = load(c(l) + state);
       store(h(l, t + 1) + state,
-            Panels::activate(acc[i], input_n[i], load(old + state), cell, gate));
+            PanelOf::activate(acc[i], input_n[i], load(old + state), cell, gate));
       if constexpr (Cell::kHasCell) store(c(l) + state, cell);
     }
   }
@@ -143,18 +150,18 @@ class Pixels {
     const C *last = h(L - 1, t + 1);
     for (int64_t b = 0; b < running; ++b) {
       Vec<C> products{};
-      for (int64_t p = 0; p < P; ++p)
-        products += load(last + (b * P + p) * W) * load(head_ + p * W);
-      C sum = *a_->head_bias;
-      for (int j = 0; j < W; ++j) sum += products[j];
-      logit()[b] = a_->logits[(first + b) * T + t] = sum;
+      for (int64_t p = 0; p < panels_; ++p)
+        products += load(last + (b * panels_ + p) * lanes) * load(head_ + p * lanes);
+      C sum = *arrays_->head_bias;
+      for (int j = 0; j < lanes; ++j) sum += products[j];
+      logit()[b] = arrays_->logits[(first + b) * T + t] = sum;
     }
   }
 
-  const fastrnn_pixel_arrays *a_;
+  const fastrnn_pixel_arrays *arrays_;
   const int64_t *lengths_;
-  const int64_t L, T, B, H, P;
-  C *head_, *states_;  // the weights' and the block's scratch; the head's weights stand first
+  const int64_t L, T, B, H, panels_;
+  C *head_, *states_;  // scratch for weights, starting with those of the head; scratch of the block
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL

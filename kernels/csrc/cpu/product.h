@@ -1,4 +1,4 @@
-// Matrix products with the accumulators in registers: the one inner loop of every kernel here.
+// Matrix products with the accumulators in registers: the inner loop of every CPU kernel.
 #pragma once
 
 #include "vector.h"
@@ -10,77 +10,81 @@ struct Int {
   static constexpr int value = N;
 };
 
-// Rows of a tile that is `vectors` vectors wide: as many as the registers hold beside one row of the
-// right operand and one broadcast element.
+// The rows of a tile that is `vectors` vectors wide: as many as fit into the registers, next to one
+// row of the right-hand operand and one broadcast element.
 constexpr int tile_rows(int vectors) {
   const int rows = (kRegisters - vectors - 2) / vectors;
   return rows > 8 ? 8 : rows;
 }
 
-template <int Most, class F>
+// Calls f(Int<n>) for n from 1 to Max.
+template <int Max, class F>
 FASTRNN_INLINE void with_constant(int n, F &&f) {
-  if constexpr (Most > 1) {
-    if (n < Most) return with_constant<Most - 1>(n, f);
+  if constexpr (Max > 1) {
+    if (n < Max) return with_constant<Max - 1>(n, f);
   }
-  f(Int<Most>{});
+  f(Int<Max>{});
 }
 
-// Cuts n rows into tiles of nearly equal height, at most Most, and calls f(Int<height>, first row).
-template <int Most, class F>
+// Splits n rows into tiles of nearly equal height, at most Max, and calls f(Int<height>, first
+// row).
+template <int Max, class F>
 FASTRNN_INLINE void for_tiles(int64_t n, F &&f) {
-  const int64_t tiles = (n + Most - 1) / Most;
+  const int64_t tiles = (n + Max - 1) / Max;
   int64_t row = 0;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t end = n * (i + 1) / tiles;
-    with_constant<Most>(int(end - row), [&](auto height) { f(height, row); });
+    with_constant<Max>(int(end - row), [&](auto height) { f(height, row); });
     row = end;
   }
 }
 
-// A matrix whose element (i, k) is at data[i * ld + k], or at data[k * ld + i] if Transposed.
+// The left-hand matrix: element (i, k) is at data[i * ld + k], or at data[k * ld + i] if
+// Transposed.
 template <class C, bool Transposed = false>
-struct Left {
+struct Lhs {
   const C *data;
   int64_t ld;
   FASTRNN_INLINE const C *at(int64_t i, int64_t k) const {
     return Transposed ? data + k * ld + i : data + i * ld + k;
   }
-  FASTRNN_INLINE Left from(int64_t i, int64_t k) const { return {at(i, k), ld}; }
+  FASTRNN_INLINE Lhs from(int64_t i, int64_t k) const { return {at(i, k), ld}; }
 };
 
-// A matrix whose vector v of row k is at data[k * row + v * vector].
+// The right-hand matrix: vector v of row k is at data[k * row + v * vector].
 template <class C>
-struct Right {
+struct Rhs {
   const C *data;
   int64_t row, vector;
 };
 
-// acc[i][v] += sum over k of a(i, k) * b(k, v); depth >= 1, so that acc never has to leave the
-// registers around the loop.
+// acc[i][v] += sum over k of a(i, k) * b(k, v). depth >= 1: the loop then needs no test before its
+// first iteration, and the compiler keeps acc in registers.
 template <int R, int V, class C, bool Transposed>
-FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Left<C, Transposed> a, Right<C> b, int64_t depth) {
-  const C *right = b.data;
+FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Lhs<C, Transposed> a, Rhs<C> b, int64_t depth) {
+  const C *row = b.data;
   int64_t k = 0;
   do {
     Vec<C> w[V];
-    for (int v = 0; v < V; ++v) w[v] = load(right + v * b.vector);
+    for (int v = 0; v < V; ++v) w[v] = load(row + v * b.vector);
     for (int i = 0; i < R; ++i) {
       const C s = *a.at(i, k);
       for (int v = 0; v < V; ++v) acc[i][v] += s * w[v];
     }
-    right += b.row;
+    row += b.row;
   } while (++k < depth);
 }
 
-// out[i, v] (+)= sum over segments and k of a(i, k) * b(k, v): rows x vectors, each of `segments`
-// pieces of `depth` steps of k, whose starts lie a_segment columns and b_segment elements apart.
+// out[i, v] = sum over k of a(i, k) * b(k, v), for `rows` rows i and `vectors` vectors v; added to
+// out if `accumulate`. k runs over `segments` segments of length `depth`, which start a_segment
+// columns of a and b_segment elements of b apart.
 template <class C, bool Transposed>
 struct Product {
   C *out;
   int64_t ld_out;
   bool accumulate;
-  Left<C, Transposed> a;
-  Right<C> b;
+  Lhs<C, Transposed> a;
+  Rhs<C> b;
   int64_t rows, vectors, depth;
   int segments = 1;
   int64_t a_segment = 0, b_segment = 0;
@@ -94,23 +98,22 @@ struct Product {
         for (int v = 0; v < V; ++v) acc[i][v] = load(o + i * ld_out + v * kLanes<C>);
     for (int s = 0; s < segments; ++s)
       multiply(acc, a.from(row, s * a_segment),
-               Right<C>{b.data + v0 * b.vector + s * b_segment, b.row, b.vector}, depth);
+               Rhs<C>{b.data + v0 * b.vector + s * b_segment, b.row, b.vector}, depth);
     for (int i = 0; i < R; ++i)
       for (int v = 0; v < V; ++v) store(o + i * ld_out + v * kLanes<C>, acc[i][v]);
   }
 
-  // The block of the right operand is the outer loop: it stays in cache over all rows.
+  // The outer loop goes over blocks of the right-hand operand: a block stays in cache for all rows.
   __attribute__((noinline)) void run() const {
     if (depth < 1) return;
     constexpr int kWidest = 4;
     for (int64_t v0 = 0; v0 < vectors;) {
-      const int64_t left = vectors - v0;
-      const int width = int(left < kWidest ? left : kWidest);
+      const int64_t remaining = vectors - v0;
+      const int width = int(remaining < kWidest ? remaining : kWidest);
       with_constant<kWidest>(width, [&](auto w) {
         constexpr int V = decltype(w)::value;
-        for_tiles<tile_rows(V)>(rows, [&](auto height, int64_t row) {
-          tile<decltype(height)::value, V>(row, v0);
-        });
+        for_tiles<tile_rows(V)>(
+            rows, [&](auto height, int64_t row) { tile<decltype(height)::value, V>(row, v0); });
       });
       v0 += width;
     }

@@ -1,6 +1,6 @@
-// One layer in one direction, backward through time. A step turns the gradient of h into gradients
-// before the gates' activations and sends those; the next one multiplies them with the transposed
-// recurrent weights, which gives the gradient of the h before.
+// One layer in one direction, backward through time. A step turns the gradient of h into gate
+// gradients, which are the gradients before the activations, and sends them. The next step
+// multiplies them by the transposed recurrent weights, which yields the gradient of the previous h.
 #pragma once
 
 #include "share.h"
@@ -14,12 +14,12 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
   using typename Base::Pack;
   using typename Base::S;
   using typename Base::V;
-  using Base::G, Base::H, Base::items_, Base::kWide, Base::layer_, Base::m_, Base::plan_,
+  using Base::G, Base::H, Base::items_, Base::kWide, Base::layer_, Base::machine_, Base::plan_,
       Base::steps_, Base::unit_;
 
-  // What a step reads of an item.
+  // The saved values that a step reads for one item.
   struct Saved {
-    Pack gates[4], dy, before, cell;  // before: c (LSTM) or h (GRU) of the step before
+    Pack gates[4], dy, before, cell;  // before: c (LSTM) or h (GRU) before the step
   };
 
  public:
@@ -30,12 +30,12 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
     this->load_state(dh_, arrays_.dh_n, 0);
     if constexpr (Cell::kHasCell) this->load_state(dc_, arrays_.dc_n, 1);
     this->clear_buffers();
-    next_ = this->offset(time(layer_.begin));
-    before_ = this->offset(time(layer_.begin + 1));
-    fetch(layer_.begin);
-    const int end = layer_.end < steps_ + 1 ? layer_.end : steps_ + 1;
-    // Behind the last step stands the product of what it has sent.
-    for (int s = layer_.begin; s < end; ++s) {
+    next_row_ = this->offset(time(layer_.begin_step));
+    row_before_ = this->offset(time(layer_.begin_step + 1));
+    fetch(layer_.begin_step);
+    const int end = layer_.end_step < steps_ + 1 ? layer_.end_step : steps_ + 1;
+    // After the last step, one more product gives the gradients of the initial states.
+    for (int s = layer_.begin_step; s < end; ++s) {
       if (s > 0) add_product(~s & 1);
       if (s < steps_) step(s, s + 1 < end);
     }
@@ -51,20 +51,20 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
     for (int k = 0; k < kWide; ++k) {
       const Item &item = items_[k];
       if (!this->active(item, time)) continue;
-      const int row = next_ + item.b;
+      const int row = next_row_ + item.b;
       Saved &saved = saved_[k];
       for (int g = 0; g < 4; ++g) saved.gates[g] = this->load(arrays_.gates, row, g * H, 4 * H);
       saved.dy = arrays_.dy ? this->load(arrays_.dy, row, 0, H) : Pack{};
       const void *states = Cell::kHasCell ? arrays_.cells : arrays_.y;
       if (this->active(item, time_before))
-        saved.before = this->load(states, before_ + item.b, 0, H);
+        saved.before = this->load(states, row_before_ + item.b, 0, H);
       else
         saved.before = this->load(Cell::kHasCell ? arrays_.c0 : arrays_.h0, item.b, 0, H);
       if constexpr (Cell::kHasCell) saved.cell = this->load(states, row, 0, H);
     }
-    now_ = next_;
-    next_ = before_;
-    before_ = this->offset(this->time(step + 2));
+    row_ = next_row_;
+    next_row_ = row_before_;
+    row_before_ = this->offset(this->time(step + 2));
   }
 
   FASTRNN_INLINE void add_product(int parity) {
@@ -74,18 +74,18 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
       for (int w = 0; w < kWide; ++w) dh_[k][w].v += sums[k][0][w];
   }
 
-  FASTRNN_INLINE void step(int s, bool meets) {
-    const int time = this->time(s), first_row = now_;
+  FASTRNN_INLINE void step(int s, bool barrier_follows) {
+    const int time = this->time(s), first_row = row_;
     V d[kWide][kWide][4];
     for (int k = 0; k < kWide; ++k) {
       const bool active = this->active(items_[k], time);
       const Saved &saved = saved_[k];
       for (int w = 0; w < kWide; ++w) {
         V gate[4];
-        for (int g = 0; g < 4; ++g) gate[g] = m_.widen(saved.gates[g].v[w]);
-        const V before = m_.widen(saved.before.v[w]);
-        const V cell = Cell::kHasCell ? m_.widen(saved.cell.v[w]) : 0.0f;
-        V dh = dh_[k][w] + m_.widen(saved.dy.v[w]), dc = dc_[k][w];
+        for (int g = 0; g < 4; ++g) gate[g] = machine_.widen(saved.gates[g].v[w]);
+        const V before = machine_.widen(saved.before.v[w]);
+        const V cell = Cell::kHasCell ? machine_.widen(saved.cell.v[w]) : 0.0f;
+        V dh = dh_[k][w] + machine_.widen(saved.dy.v[w]), dc = dc_[k][w];
         Cell::backward(gate, before, before, cell, dh, dc, d[k][w]);
         if (active)
           dh_[k][w] = dh, dc_[k][w] = dc;
@@ -100,7 +100,7 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
         for (int w = 0; w < kWide; ++w) values[w] = d[k][w][g];
         if (items_[k].length > 0) this->send(s & 1, items_[k], g, values);
       }
-    if (meets) this->arrive();
+    if (barrier_follows) this->arrive();
     for (int k = 0; k < kWide; ++k) {
       if (!this->active(items_[k], time)) continue;
       for (int g = 0; g < 4; ++g) {
@@ -109,10 +109,10 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
         this->store(arrays_.dgates, first_row + items_[k].b, place(g) * H, 4 * H, values);
       }
     }
-    if (meets) this->wait(s - layer_.begin);
+    if (barrier_follows) this->wait(s - layer_.begin_step);
   }
 
-  // Where a cell's d[g] stands in a row of dgates.
+  // The position of gate gradient g in a row of dgates.
   static FASTRNN_INLINE int place(int g) {
     if constexpr (Cell::kHasCell)
       return g;
@@ -123,8 +123,8 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
   const fastrnn_cuda_backward_arrays &arrays_;
   V dh_[kWide][kWide], dc_[kWide][kWide];
   Saved saved_[kWide] = {};
-  // First rows: of this step, of the one that is fetched next and of the one before that.
-  int now_ = 0, next_ = 0, before_ = 0;
+  // First rows of this step, of the next one to fetch, and of the one after that.
+  int row_ = 0, next_row_ = 0, row_before_ = 0;
 };
 
 }  // namespace fastrnn::cuda

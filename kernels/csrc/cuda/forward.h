@@ -1,5 +1,5 @@
-// One layer in one direction, forward. A step multiplies the states that the group's blocks have sent
-// with the recurrent weights, adds the input's share, and sends the new states.
+// One layer in one direction, forward. A step multiplies the states that the blocks of the group
+// have sent by the recurrent weights, adds the input's part, and sends the new states.
 #pragma once
 
 #include "share.h"
@@ -13,7 +13,7 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
   using typename Base::Pack;
   using typename Base::S;
   using typename Base::V;
-  using Base::G, Base::H, Base::items_, Base::kWide, Base::lane_, Base::layer_, Base::m_,
+  using Base::G, Base::H, Base::items_, Base::kWide, Base::lane_, Base::layer_, Base::machine_,
       Base::plan_, Base::steps_, Base::tile_, Base::unit_;
 
  public:
@@ -28,93 +28,96 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
     this->load_state(h_, arrays_.h0, 0);
     if constexpr (Cell::kHasCell) this->load_state(c_, arrays_.c0, 1);
     this->clear_buffers();
-    const int end = layer_.end < steps_ ? layer_.end : steps_;
-    if (layer_.opens) {
+    const int end = layer_.end_step < steps_ ? layer_.end_step : steps_;
+    if (layer_.first_launch) {
       send_states(0);
-      if (end > 0) this->meet(0);
+      if (end > 0) this->barrier(0);
     }
-    next_ = this->offset(this->time(layer_.begin));
-    fetch(layer_.begin);
-    for (int s = layer_.begin; s < end; ++s) step(s, s + 1 < end);
+    next_row_ = this->offset(this->time(layer_.begin_step));
+    fetch(layer_.begin_step);
+    for (int s = layer_.begin_step; s < end; ++s) step(s, s + 1 < end);
     this->store_state(h_, arrays_.h_n, 0);
     if constexpr (Cell::kHasCell) this->store_state(c_, arrays_.c_n, 1);
   }
 
  private:
-  // What the input and the biases add to gate g; the last of a GRU's is added to the product alone.
+  // The bias of gate g. A GRU has a fourth one, the recurrent bias of n.
   FASTRNN_INLINE float bias(int g, int unit) const {
     if (!arrays_.b_ih || unit >= H) return 0;
     const S *b_ih = static_cast<const S *>(arrays_.b_ih);
     const S *b_hh = static_cast<const S *>(arrays_.b_hh);
     float sum = 0;
-    if (g < G) sum += m_.widen(b_ih[g * H + unit]);
-    if (Cell::kHasCell || g < 2) sum += m_.widen(b_hh[g * H + unit]);
-    if (g == G) sum += m_.widen(b_hh[2 * H + unit]);
+    if (g < G) sum += machine_.widen(b_ih[g * H + unit]);
+    if (Cell::kHasCell || g < 2) sum += machine_.widen(b_hh[g * H + unit]);
+    if (g == G) sum += machine_.widen(b_hh[2 * H + unit]);
     return sum;
   }
 
-  // --- the input's share --------------------------------------------------------------------------
+  // --- the input's part
 
-  // Weights of a narrow input, in shared memory as [tile][gate][feature][unit].
+  // The weights of a narrow input are in shared memory, as [tile][gate][feature][unit].
   FASTRNN_INLINE float *input_weights(int g, int i) const {
-    const int at = (tile_ * G + g) * kMostNarrow + i;
-    return reinterpret_cast<float *>(m_.shared() + plan_.inputs_at) + at * Math::kUnits +
+    const int at = (tile_ * G + g) * kMaxNarrowInput + i;
+    return reinterpret_cast<float *>(machine_.shared() + plan_.inputs_at) + at * Math::kUnits +
            lane_ / 4 * kWide;
   }
-  FASTRNN_INLINE void load_input_weights() const {  // each warp and lane all that it will read
+  FASTRNN_INLINE void load_input_weights() const {  // each lane loads what it will read
     const S *w_ih = static_cast<const S *>(arrays_.w_ih);
     for (int i = 0; i < layer_.input_size; ++i)
       for (int g = 0; g < G; ++g)
         for (int w = 0; w < kWide; ++w)
           if (unit_ + w < H)
-            input_weights(g, i)[w] = m_.widen(w_ih[(g * H + unit_ + w) * layer_.input_size + i]);
+            input_weights(g, i)[w] =
+                machine_.widen(w_ih[(g * H + unit_ + w) * layer_.input_size + i]);
   }
 
-  // Reads a step's input, which is used a step later.
+  // Loads the input of a step, one step before it is used.
   FASTRNN_INLINE void fetch(int step) {
     const int time = this->time(step);
     for (int k = 0; k < kWide; ++k) {
       if (!this->active(items_[k], time)) continue;
-      const int row = next_ + items_[k].b;
+      const int row = next_row_ + items_[k].b;
       const S *x = static_cast<const S *>(arrays_.x);
       if (layer_.input_size == 0)
         for (int g = 0; g < G; ++g) input_[k][g] = this->load(x, row, g * H, G * H);
       else
 #pragma unroll
-        for (int i = 0; i < kMostNarrow; ++i)
-          if (i < layer_.input_size) input_[k][i].v[0] = m_.load(x + int64_t(row) * layer_.input_size + i);
+        for (int i = 0; i < kMaxNarrowInput; ++i)
+          if (i < layer_.input_size)
+            input_[k][i].v[0] = machine_.load(x + int64_t(row) * layer_.input_size + i);
     }
-    now_ = next_;
-    next_ = this->offset(this->time(step + 1));
+    row_ = next_row_;
+    next_row_ = this->offset(this->time(step + 1));
   }
 
   FASTRNN_INLINE void add_input(V (&gate)[kWide][4], const Pack (&input)[4]) const {
     if (layer_.input_size == 0) {
       for (int g = 0; g < G; ++g)
-        for (int w = 0; w < kWide; ++w) gate[w][g].v += m_.widen(input[g].v[w]);
+        for (int w = 0; w < kWide; ++w) gate[w][g].v += machine_.widen(input[g].v[w]);
       return;
     }
 #pragma unroll
-    for (int i = 0; i < kMostNarrow; ++i) {
+    for (int i = 0; i < kMaxNarrowInput; ++i) {
       if (i >= layer_.input_size) break;
-      const float x = m_.widen(input[i].v[0]);
+      const float x = machine_.widen(input[i].v[0]);
       for (int g = 0; g < G; ++g)
         for (int w = 0; w < kWide; ++w) gate[w][g].v += x * input_weights(g, i)[w];
     }
   }
 
-  // --- a step -------------------------------------------------------------------------------------
+  // --- a step
 
-  FASTRNN_INLINE void step(int s, bool meets) {
-    const int time = this->time(s), first_row = now_;
+  FASTRNN_INLINE void step(int s, bool barrier_follows) {
+    const int time = this->time(s), first_row = row_;
     float sums[kWide][G][kWide];
     this->product(sums, s & 1);
     V gate[kWide][kWide][4];
     for (int k = 0; k < kWide; ++k) {
       for (int w = 0; w < kWide; ++w) {
         for (int g = 0; g < 4; ++g) gate[k][w][g] = bias_[w][g];
-        // A GRU's last product is not added to the input's share: r multiplies it first.
-        for (int g = 0; g < G; ++g) gate[k][w][!Cell::kHasCell && g == 2 ? 3 : g].v += sums[k][g][w];
+        // The GRU multiplies the recurrent part of n by r before it adds the input's part.
+        for (int g = 0; g < G; ++g)
+          gate[k][w][!Cell::kHasCell && g == 2 ? 3 : g].v += sums[k][g][w];
       }
       add_input(gate[k], input_[k]);
     }
@@ -128,10 +131,10 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
       }
     }
     if (s + 1 < steps_) send_states(~s & 1);
-    if (meets) this->arrive();
+    if (barrier_follows) this->arrive();
     for (int k = 0; k < kWide; ++k)
       if (this->active(items_[k], time)) store_results(k, first_row + items_[k].b, gate[k]);
-    if (meets) this->wait(s - layer_.begin + 1);
+    if (barrier_follows) this->wait(s - layer_.begin_step + 1);
   }
 
   FASTRNN_INLINE void send_states(int parity) {
@@ -154,7 +157,7 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
   float bias_[kWide][4];
   V h_[kWide][kWide], c_[kWide][kWide];
   Pack input_[kWide][4] = {};
-  int now_ = 0, next_ = 0;  // first rows: of this step and of the one that is fetched next
+  int row_ = 0, next_row_ = 0;  // first rows of this step and of the next one to fetch
 };
 
 }  // namespace fastrnn::cuda

@@ -1,5 +1,5 @@
-// What the kernels need of the machine, on a GPU: PTX that CUDA C++ has no words for, and names for the
-// rest. The tests have a machine of the same face that emulates it.
+// The machine that the kernels run on: a GPU. It wraps PTX for which CUDA C++ has no intrinsics,
+// and names the rest. The tests emulate a GPU through the same interface.
 #pragma once
 
 #include "numbers.h"
@@ -18,21 +18,22 @@ class Gpu {
     return __shfl_xor_sync(0xffffffffu, value, mask);
   }
 
-  // --- memory -------------------------------------------------------------------------------------
+  // --- memory
 
-  // Of what nothing writes while the kernel runs.
+  // Loads data that nothing writes while the kernel runs.
   template <class T>
   FASTRNN_INLINE T load(const T *p) const {
     return cast_load<T, typename WordOf<sizeof(T)>::type>(p);
   }
 
-  // Of what other blocks have sent: past the first cache.
+  // Loads data that other blocks have sent; bypasses the L1 cache.
   FASTRNN_INLINE Words load_sent(const void *p) const {
     const uint4 v = __ldcg(static_cast<const uint4 *>(p));
     return {{v.x, v.y, v.z, v.w}};
   }
 
-  // Writes to the same place of each block's shared memory, one's own included.
+  // Writes to the same offset in the shared memory of every block of the cluster, this one
+  // included.
   template <class T>
   FASTRNN_INLINE void send(T *p, const T &value, int rank, int blocks) const {
     if (blocks == 1) {
@@ -45,7 +46,9 @@ class Gpu {
     const Word word = bits<Word>(value);
 #pragma unroll 4
     for (int i = 0; i < blocks; ++i) {
-      const int to = rank + i < blocks ? rank + i : rank + i - blocks;  // not all to one at once
+      const int to = rank + i < blocks
+                         ? rank + i
+                         : rank + i - blocks;  // each block starts with a different one
       uint32_t there;
       asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(to));
       if constexpr (sizeof(T) == 8)
@@ -56,7 +59,7 @@ class Gpu {
 #endif
   }
 
-  // --- meetings -----------------------------------------------------------------------------------
+  // --- barriers
 
   FASTRNN_INLINE void arrive_in_cluster() const {
 #if __CUDA_ARCH__ >= 900
@@ -71,14 +74,14 @@ class Gpu {
   FASTRNN_INLINE void arrive(uint32_t *arrivals) const {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
   }
-  FASTRNN_INLINE void wait(const uint32_t *arrivals, uint32_t wanted) const {
+  FASTRNN_INLINE void wait(const uint32_t *arrivals, uint32_t expected) const {
     uint32_t found;
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(arrivals) : "memory");
-    } while (int32_t(found - wanted) < 0);
+    } while (int32_t(found - expected) < 0);
   }
 
-  // --- numbers ------------------------------------------------------------------------------------
+  // --- numbers
 
   template <class To, class From>
   FASTRNN_INLINE static To bits(const From &from) {
@@ -109,7 +112,7 @@ class Gpu {
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(word)));
     return rounded;
   }
-  // A value as the product takes it.
+  // Rounds a value as the product requires it.
   template <class S, bool kTensor>
   FASTRNN_INLINE S operand(float v) const {
     if constexpr (kTensor && sizeof(S) == 4)
@@ -118,12 +121,13 @@ class Gpu {
       return narrow<S>(v);
   }
 
-  // --- the tensor cores' product ------------------------------------------------------------------
+  // --- the tensor cores' product
 
-  // sums [16, 8] += a [16, chunk] b [chunk, 8], in two halves of the chunk. a0 and a1 are of the rows
-  // lane / 4 and lane / 4 + 8, b of the column lane / 4.
+  // sums [16, 8] += a [16, chunk] b [chunk, 8], in two halves of the chunk. a0 and a1 belong to
+  // rows lane / 4 and lane / 4 + 8, b to column lane / 4.
   template <class S>
-  FASTRNN_INLINE void mma(float (&sums)[4], const Words &a0, const Words &a1, const Words &b) const {
+  FASTRNN_INLINE void mma(float (&sums)[4], const Words &a0, const Words &a1,
+                          const Words &b) const {
     half_of_mma(sums, a0.v[0], a1.v[0], a0.v[1], a1.v[1], b.v[0], b.v[1], S{});
     half_of_mma(sums, a0.v[2], a1.v[2], a0.v[3], a1.v[3], b.v[2], b.v[3], S{});
   }
@@ -148,27 +152,18 @@ class Gpu {
     return narrow;
   }
 
-  FASTRNN_INLINE static void half_of_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                         uint32_t a3, uint32_t b0, uint32_t b1, bfloat16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+// The instruction's name contains the operand type, which asm accepts only as a literal.
+#define FASTRNN_HALF_OF_MMA(Storage, instruction)                                              \
+  FASTRNN_INLINE static void half_of_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, \
+                                         uint32_t a3, uint32_t b0, uint32_t b1, Storage) {     \
+    asm(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                       \
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                               \
   }
-  FASTRNN_INLINE static void half_of_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                         uint32_t a3, uint32_t b0, uint32_t b1, float16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
-  FASTRNN_INLINE static void half_of_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                         uint32_t a3, uint32_t b0, uint32_t b1, float) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-  }
+  FASTRNN_HALF_OF_MMA(bfloat16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
+  FASTRNN_HALF_OF_MMA(float16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
+  FASTRNN_HALF_OF_MMA(float, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef FASTRNN_HALF_OF_MMA
 };
 
 template <>
@@ -188,7 +183,7 @@ struct Gpu::WordOf<16> {
   using type = uint4;
 };
 
-// --- activations --------------------------------------------------------------------------------
+// --- approximations: see numbers.h
 
 FASTRNN_INLINE float exp2_approximate(float v) {
   float power;
@@ -200,27 +195,10 @@ FASTRNN_INLINE float reciprocal_approximate(float v) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(v));
   return inverse;
 }
-
-FASTRNN_INLINE Number<true> tanh(Number<true> x) {
+FASTRNN_INLINE float tanh_approximate(float v) {
   float t;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(x.v));
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(v));
   return t;
-}
-FASTRNN_INLINE Number<true> sigmoid(Number<true> x) {
-  return 0.5f * tanh(Number<true>(0.5f * x.v)).v + 0.5f;
-}
-
-FASTRNN_INLINE Number<false> sigmoid(Number<false> x) {
-  return reciprocal_approximate(1.0f + exp2_approximate(x.v * -1.4426950408889634f));
-}
-// Near 0, where 1 - 2 / (1 + exp(2 x)) cancels, a polynomial, right to 2e-9.
-FASTRNN_INLINE Number<false> tanh(Number<false> x) {
-  const float z = x.v * x.v;
-  float p = 1.875122e-2f * z - 5.356414e-2f;
-  p = p * z + 1.3331235e-1f;
-  p = p * z - 3.3333299e-1f;
-  const float far = 1.0f - 2.0f * reciprocal_approximate(1.0f + exp2_approximate(x.v * 2.8853900817779268f));
-  return fabsf(x.v) < 0.4f ? p * z * x.v + x.v : far;
 }
 
 }  // namespace fastrnn::cuda

@@ -1,5 +1,5 @@
-// The kernels of one cell and way, by arithmetic and by where a group's blocks meet: in a cluster, or
-// on the grid.
+// The kernels of one cell and direction (Way: Forward or Backward), for each arithmetic and for
+// both ways to exchange states: within a cluster, or through global memory (kGrid).
 #pragma once
 
 #include "backward.h"
@@ -9,14 +9,14 @@
 namespace fastrnn::cuda {
 
 template <template <class, class, bool, class> class Way, class Cell, class Math, bool kGrid>
-__global__ void __launch_bounds__(kMostWarps *kWarp, 1)
+__global__ void __launch_bounds__(kMaxWarps *kWarp, 1)
     layer_kernel(const __grid_constant__ Layer layer) {
   Gpu gpu;
   Way<Cell, Math, kGrid, Gpu>(layer, gpu).run();
 }
 
 struct Kernels {
-  const void *exact[2], *tf32[2], *bfloat16[2], *float16[2];  // by grid
+  const void *exact[2], *tf32[2], *bfloat16[2], *float16[2];  // [kGrid]
 };
 
 template <template <class, class, bool, class> class Way, class Cell, class Math, bool kGrid>
@@ -26,10 +26,14 @@ const void *kernel() {
 
 template <template <class, class, bool, class> class Way, class Cell>
 Kernels kernels() {
-  return {{kernel<Way, Cell, Math<float, false>, false>(), kernel<Way, Cell, Math<float, false>, true>()},
-          {kernel<Way, Cell, Math<float, true>, false>(), kernel<Way, Cell, Math<float, true>, true>()},
-          {kernel<Way, Cell, Math<bfloat16, true>, false>(), kernel<Way, Cell, Math<bfloat16, true>, true>()},
-          {kernel<Way, Cell, Math<float16, true>, false>(), kernel<Way, Cell, Math<float16, true>, true>()}};
+  return {
+      {kernel<Way, Cell, Math<float, false>, false>(),
+       kernel<Way, Cell, Math<float, false>, true>()},
+      {kernel<Way, Cell, Math<float, true>, false>(), kernel<Way, Cell, Math<float, true>, true>()},
+      {kernel<Way, Cell, Math<bfloat16, true>, false>(),
+       kernel<Way, Cell, Math<bfloat16, true>, true>()},
+      {kernel<Way, Cell, Math<float16, true>, false>(),
+       kernel<Way, Cell, Math<float16, true>, true>()}};
 }
 
 }  // namespace fastrnn::cuda

@@ -1,129 +1,131 @@
-// How a layer is spread over blocks, and what every kernel is told. Plain C++.
+// How a layer is divided among blocks, and the parameters of every kernel. Plain C++.
 //
-// A *group* of blocks runs a few sequences from their first step to their last. A warp multiplies a
-// *tile* of hidden units (with all gates) by a slice of the old state's columns; `split` warps share
-// a tile's columns. Columns are counted in *chunks* of 64 bytes. Weights stay in registers if one
-// pass over a warp's chunks is all; otherwise they are read again in each step.
+// A *group* of blocks runs a few sequences from the first step to the last. A warp multiplies a
+// *tile* of hidden units, with all their gates, by some columns of the old state; `split` warps
+// divide the columns of a tile. Columns are counted in *chunks* of 64 bytes. If a warp handles all
+// its chunks in one pass, its weights stay in registers; otherwise it reads them again in each
+// step.
 #pragma once
 
 #include <stdint.h>
 
+#include "../call.h"
 #include "../fastrnn_cuda.h"
 
 namespace fastrnn::cuda {
 
-constexpr int kWarp = 32, kMostWarps = 8;  // of a block: 255 registers a thread
+constexpr int kWarp = 32, kMaxWarps = 8;  // per block, which allows 255 registers per thread
 constexpr int kChunkBytes = 64;
-constexpr int kMostNarrow = 4;  // input features projected inside a step
+constexpr int kMaxNarrowInput = 4;  // widest input that is projected inside the step
 
-// The product's unit of work, by dtype: on the tensor cores a thread of a warp owns `wide`
-// neighbouring units in each of `wide` rows, otherwise one unit in one row.
+// The shape of a warp's product. With tensor cores, each thread owns `wide` neighbouring units in
+// each of `wide` rows (wide = 2); without, one unit in one row (wide = 1).
 struct Shape {
   int element_bytes, wide;
-  constexpr int units() const { return 8 * wide; }   // of a tile
+  constexpr int units() const { return 8 * wide; }  // per tile
   constexpr int rows() const { return 4 * wide; }
-  constexpr int chunks() const { return 8 / wide; }  // of weights that a warp's registers hold
-  constexpr int columns() const { return kChunkBytes / element_bytes; }  // of a chunk
+  constexpr int chunks() const { return 8 / wide; }  // of weights that fit into a warp's registers
+  constexpr int columns() const { return kChunkBytes / element_bytes; }  // per chunk
 };
 
 constexpr Shape shape_of(int dtype, bool tf32) {
   return {dtype == FASTRNN_FLOAT32 ? 4 : 2, dtype == FASTRNN_FLOAT32 && !tf32 ? 1 : 2};
 }
 
-constexpr int kMostBlocks = 16;  // of a cluster
+constexpr int kMaxBlocks = 16;  // per cluster
 
 struct Device {
   int multiprocessors;
-  int64_t shared_bytes;            // of a block
-  int clusters[kMostBlocks + 1];   // by blocks of a cluster: how many run at once
+  int64_t shared_bytes;          // per block
+  int clusters[kMaxBlocks + 1];  // [n]: how many clusters of n blocks can run at the same time
 };
 
 struct Plan {
-  bool grid = false;        // the group's blocks meet in global memory, not as a cluster
-  bool persistent = true;   // one launch for all steps; otherwise one for each
-  int blocks = 1;           // of a group
-  int tiles = 1;            // of a block
-  int split = 1;            // warps that share a tile's columns
+  bool grid = false;  // the blocks of a group exchange states in global memory, not as a cluster
+  bool persistent = true;  // one launch runs all steps; otherwise each launch runs one
+  int blocks = 1;          // per group
+  int tiles = 1;           // per block
+  int split = 1;           // warps that divide the columns of a tile
   int chunks = 1, passes = 1;
-  int row_tiles = 1;        // of a group
-  int64_t groups = 1;       // of a launch
-  int pitch = 0;            // bytes of a row in an exchange buffer
-  int64_t buffer_bytes = 0;  // of a group's buffer, of which there are two
-  int partials_at = 0, inputs_at = 0;  // bytes into a block's shared memory
+  int row_tiles = 1;                   // per group
+  int64_t groups = 1;                  // per launch
+  int pitch = 0;                       // bytes per row of an exchange buffer
+  int64_t buffer_bytes = 0;            // of each of a group's two exchange buffers
+  int partials_at = 0, inputs_at = 0;  // offsets in bytes into the shared memory of a block
   int64_t shared_bytes = 0;
-  int threads = 0;  // of a block
+  int threads = 0;  // per block
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Sizes that follow from the rows a group has. `exchanged` gates are sent around and `summed` are
-// shared by the warps of a split.
+// Computes the sizes that depend on the number of rows per group. The blocks exchange `exchanged`
+// values per unit, and the warps of a split add up `summed` values per unit.
 inline void lay_out(Plan &plan, const Shape &shape, int exchanged, int summed, int64_t inputs) {
-  // Two rows' chunks lie in different banks.
+  // An odd number of chunks, so that neighbouring rows are in different banks of shared memory.
   plan.pitch = ((exchanged * plan.chunks) | 1) * kChunkBytes;
   plan.buffer_bytes = int64_t(plan.row_tiles) * shape.rows() * plan.pitch;
   const int warps = plan.tiles * plan.split;
-  const int64_t partials =
-      plan.split > 1 ? int64_t(warps) * plan.row_tiles * shape.wide * shape.wide * summed * kWarp * 4
-                     : 0;
+  const int64_t partials = plan.split > 1 ? int64_t(warps) * plan.row_tiles * shape.wide *
+                                                shape.wide * summed * kWarp * 4
+                                          : 0;
   plan.partials_at = plan.grid ? 0 : int(2 * plan.buffer_bytes);
   plan.inputs_at = int(plan.partials_at + partials);
-  plan.shared_bytes = plan.inputs_at + 4 * inputs * plan.tiles * shape.units() * kMostNarrow;
+  plan.shared_bytes = plan.inputs_at + 4 * inputs * plan.tiles * shape.units() * kMaxNarrowInput;
 }
 
-inline Plan choose(const fastrnn_cuda_problem &p, bool backward, const Shape &shape,
-                   const Device &device) {
+inline Plan choose_plan(const fastrnn_cuda_problem &p, bool backward, const Shape &shape,
+                        const Device &device) {
   const int gates = p.cell == FASTRNN_LSTM ? 4 : 3;
   const int exchanged = backward ? gates : 1, summed = backward ? 1 : gates;
   const int64_t inputs = !backward && p.input_size ? gates : 0;
   const int64_t units = ceil_div(p.hidden_size, shape.units());
-  const int64_t most_row_tiles = ceil_div(p.batch, shape.rows());
+  const int64_t total_row_tiles = ceil_div(p.batch, shape.rows());
   Plan plan;
   plan.chunks = int(ceil_div(p.hidden_size, shape.columns()));
   const int64_t slices = ceil_div(plan.chunks, shape.chunks());
-  plan.split = int(slices < kMostWarps ? slices : kMostWarps);
+  plan.split = int(slices < kMaxWarps ? slices : kMaxWarps);
   plan.passes = int(ceil_div(slices, plan.split));
-  plan.tiles = int(units < kMostWarps / plan.split ? units : kMostWarps / plan.split);
+  plan.tiles = int(units < kMaxWarps / plan.split ? units : kMaxWarps / plan.split);
   plan.blocks = int(ceil_div(units, plan.tiles));
   plan.threads = plan.tiles * plan.split * kWarp;
 
-  // As few rows a group as keep all groups on the chip at once, and no more than a thread can own.
+  // Uses as few rows per group as keep all groups resident at the same time, and at most as many as
+  // the threads can own. Returns whether the shared memory suffices.
   const auto spread = [&](int64_t groups) {
-    const int64_t wanted = groups > 0 ? ceil_div(most_row_tiles, groups) : plan.split;
+    const int64_t wanted = groups > 0 ? ceil_div(total_row_tiles, groups) : plan.split;
     plan.row_tiles = int(wanted < plan.split ? wanted : plan.split);
     lay_out(plan, shape, exchanged, summed, inputs);
     while (plan.shared_bytes > device.shared_bytes && plan.row_tiles > 1) {
       --plan.row_tiles;
       lay_out(plan, shape, exchanged, summed, inputs);
     }
-    plan.groups = ceil_div(most_row_tiles, plan.row_tiles);
+    plan.groups = ceil_div(total_row_tiles, plan.row_tiles);
     return plan.shared_bytes <= device.shared_bytes;
   };
-  if (plan.passes == 1 && plan.blocks <= kMostBlocks && device.clusters[plan.blocks] > 0 &&
+  if (plan.passes == 1 && plan.blocks <= kMaxBlocks && device.clusters[plan.blocks] > 0 &&
       spread(device.clusters[plan.blocks]))
     return plan;
   plan.grid = true;
   const int64_t resident = device.multiprocessors / plan.blocks;
   plan.persistent = resident > 0;
   spread(resident);
-  if (plan.persistent && plan.groups > resident) plan.groups = resident;  // the rest in turn
+  if (plan.persistent && plan.groups > resident)
+    plan.groups = resident;  // api.cpp launches the rest afterwards
   return plan;
 }
 
-// What a kernel is told.
+// The parameters of a kernel.
 struct Layer {
   Plan plan;
-  int32_t steps, batch, hidden_size, input_size;  // below 2^30 rows in all
-  int32_t first;            // sequence of this launch
-  int32_t begin, end;       // steps of this launch; backward they are one more than T
-  bool opens, closes;       // whether this launch is the first, and the last, of its sequences
+  int32_t steps, batch, hidden_size, input_size;  // fewer than 2^30 rows in total
+  int32_t first_sequence;                         // of this launch
+  int32_t begin_step, end_step;    // of this launch; a backward layer has T + 1 steps
+  bool first_launch, last_launch;  // of these sequences
   bool reverse;
-  bool paired, vectors;     // whether neighbouring units, and 16 bytes of weights, can be read at once
+  bool paired_units, vector_weights;  // alignment allows loads of two units, of 16 bytes of weights
   const int64_t *offsets;
   const int32_t *lengths;
-  char *exchange;           // grid: [groups][2][buffer_bytes]
-  uint32_t *arrivals;       // grid: [groups], 0 at first
-  float *states[2];         // between launches: h and c or their gradients, [B][H]
+  char *exchange;      // grid: [groups][2][buffer_bytes]
+  uint32_t *arrivals;  // grid: [groups], initially 0
+  float *states[2];    // h and c, or their gradients, between launches: [B][H]
   fastrnn_forward_arrays forward;
   fastrnn_cuda_backward_arrays backward;
 };

@@ -1,4 +1,4 @@
-// The CUDA runtime behind api.cpp: devices, and launches of the kernels.
+// Implements runtime.h with the CUDA runtime: devices, and launches of the kernels.
 #include <mutex>
 
 #include "kernels.h"
@@ -14,12 +14,13 @@ int code(cudaError_t error) {
   return error == cudaSuccess ? FASTRNN_OK : FASTRNN_CUDA_ERROR + int(error);
 }
 
-const void *kernel_of(const Choice &choice, bool grid) {
-  const Kernels &kernels = choice.lstm ? choice.backward ? lstm_backward : lstm_forward
-                                       : choice.backward ? gru_backward : gru_forward;
-  switch (choice.dtype) {
+const void *kernel_of(const KernelId &id, bool grid) {
+  const Kernels &kernels = id.lstm       ? id.backward ? lstm_backward : lstm_forward
+                           : id.backward ? gru_backward
+                                         : gru_forward;
+  switch (id.dtype) {
     case FASTRNN_FLOAT32:
-      return (choice.tf32 ? kernels.tf32 : kernels.exact)[grid];
+      return (id.tf32 ? kernels.tf32 : kernels.exact)[grid];
     case FASTRNN_BFLOAT16:
       return kernels.bfloat16[grid];
     default:
@@ -27,7 +28,7 @@ const void *kernel_of(const Choice &choice, bool grid) {
   }
 }
 
-// A launch's shape; it refers to itself, so it stays where it is.
+// The configuration of a launch. It contains a pointer to itself, so it must not be copied.
 class Configuration {
  public:
   Configuration(unsigned blocks, unsigned threads, size_t shared_bytes, cudaStream_t stream)
@@ -72,29 +73,29 @@ cudaError_t find_facts(int device, Device *facts) {
   const struct {
     int *value;
     cudaDeviceAttr attribute;
-  } wanted[] = {{&facts->multiprocessors, cudaDevAttrMultiProcessorCount},
-                {&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin},
-                {&major, cudaDevAttrComputeCapabilityMajor}};
-  for (const auto &one : wanted) {
-    const cudaError_t error = cudaDeviceGetAttribute(one.value, one.attribute, device);
+  } queries[] = {{&facts->multiprocessors, cudaDevAttrMultiProcessorCount},
+                 {&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                 {&major, cudaDevAttrComputeCapabilityMajor}};
+  for (const auto &query : queries) {
+    const cudaError_t error = cudaDeviceGetAttribute(query.value, query.attribute, device);
     if (error != cudaSuccess) return error;
   }
   facts->shared_bytes = shared;
   facts->clusters[1] = facts->multiprocessors;
   const void *kernel = kernel_of({true, false, FASTRNN_FLOAT16, false}, false);
-  cudaFuncAttributes attributes;  // fails where there is no code for the device
+  cudaFuncAttributes attributes;  // the query fails if there is no code for the device
   cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   if (error != cudaSuccess || major < 9) return error;
   error = allow(kernel, shared, true);
-  for (int blocks = 2; error == cudaSuccess && blocks <= kMostBlocks; ++blocks) {
-    Configuration configuration(unsigned(blocks), kMostWarps * kWarp, size_t(shared), nullptr);
+  for (int blocks = 2; error == cudaSuccess && blocks <= kMaxBlocks; ++blocks) {
+    Configuration configuration(unsigned(blocks), kMaxWarps * kWarp, size_t(shared), nullptr);
     configuration.cluster(unsigned(blocks));
-    // A size that the device has not is none.
+    // The query fails for cluster sizes that the device does not support.
     if (cudaOccupancyMaxActiveClusters(&facts->clusters[blocks], kernel, configuration.get()) !=
         cudaSuccess)
       facts->clusters[blocks] = 0;
   }
-  cudaGetLastError();
+  cudaGetLastError();  // clears the error of a failed query
   return error;
 }
 
@@ -109,13 +110,13 @@ Runtime::~Runtime() {
 }
 
 int Runtime::facts(Device *facts) const {
-  constexpr int kMostDevices = 64;
-  static std::once_flag once[kMostDevices];
-  static Device known[kMostDevices];
-  static cudaError_t errors[kMostDevices];
-  if (device_ < 0 || device_ >= kMostDevices) return FASTRNN_ERROR_ARGUMENT;
-  std::call_once(once[device_], [&] { errors[device_] = find_facts(device_, &known[device_]); });
-  *facts = known[device_];
+  constexpr int kMaxDevices = 64;
+  static std::once_flag once[kMaxDevices];
+  static Device devices[kMaxDevices];
+  static cudaError_t errors[kMaxDevices];
+  if (device_ < 0 || device_ >= kMaxDevices) return FASTRNN_ERROR_ARGUMENT;
+  std::call_once(once[device_], [&] { errors[device_] = find_facts(device_, &devices[device_]); });
+  *facts = devices[device_];
   return code(errors[device_]);
 }
 
@@ -123,12 +124,12 @@ int Runtime::clear(void *memory, int64_t bytes, void *stream) const {
   return code(cudaMemsetAsync(memory, 0, size_t(bytes), static_cast<cudaStream_t>(stream)));
 }
 
-int Runtime::launch(const Choice &choice, const Layer &layer, void *stream) const {
+int Runtime::launch(const KernelId &id, const Layer &layer, void *stream) const {
   const Plan &plan = layer.plan;
-  const void *kernel = kernel_of(choice, plan.grid);
+  const void *kernel = kernel_of(id, plan.grid);
   const bool cluster = !plan.grid && plan.blocks > 1;
-  // All that a block may have, not what this call needs: between here and the launch another thread
-  // may want less of the same kernel.
+  // Allow the maximum, not what this call needs: another thread could lower the limit of this
+  // kernel between here and the launch.
   Device device;
   if (const int error = facts(&device)) return error;
   if (const cudaError_t error = allow(kernel, device.shared_bytes, cluster)) return code(error);
@@ -147,14 +148,8 @@ using namespace fastrnn::cuda;
 const char *fastrnn_cuda_architectures(void) { return FASTRNN_CUDA_ARCHITECTURES; }
 
 const char *fastrnn_cuda_error_string(int error) {
-  switch (error) {
-    case FASTRNN_OK:
-      return "no error";
-    case FASTRNN_ERROR_ARGUMENT:
-      return "an argument is out of range";
-    case FASTRNN_ERROR_MEMORY:
-      return "a block's shared memory is too small";
-    default:
-      return cudaGetErrorString(cudaError_t(error - FASTRNN_CUDA_ERROR));
-  }
+  if (error >= FASTRNN_CUDA_ERROR)
+    return cudaGetErrorString(cudaError_t(error - FASTRNN_CUDA_ERROR));
+  if (error == FASTRNN_ERROR_MEMORY) return "the shared memory of a block is too small";
+  return fastrnn::error_text(error);
 }

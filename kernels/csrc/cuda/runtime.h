@@ -1,13 +1,13 @@
-// What api.cpp needs of the machine that runs the kernels: the GPU's, or the tests' emulator of one.
-// Every function returns FASTRNN_OK or an error.
+// The functions by which api.cpp uses the CUDA runtime, or the emulated GPU of the tests. Each
+// returns FASTRNN_OK or an error.
 #pragma once
 
 #include "plan.h"
 
 namespace fastrnn::cuda {
 
-// Which kernel: of a cell, way and arithmetic.
-struct Choice {
+// Identifies a kernel by cell, direction and arithmetic.
+struct KernelId {
   bool lstm, backward;
   int dtype;
   bool tf32;
@@ -15,7 +15,7 @@ struct Choice {
 
 class Runtime {
  public:
-  // Makes a device the current one for this object's life.
+  // Makes a device current for the lifetime of this object.
   explicit Runtime(int device);
   ~Runtime();
   Runtime(const Runtime &) = delete;
@@ -24,7 +24,7 @@ class Runtime {
   int error() const { return error_; }
   int facts(Device *device) const;
   int clear(void *memory, int64_t bytes, void *stream) const;
-  int launch(const Choice &choice, const Layer &layer, void *stream) const;
+  int launch(const KernelId &id, const Layer &layer, void *stream) const;
 
  private:
   const int device_;

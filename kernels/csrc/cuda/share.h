@@ -1,8 +1,10 @@
-// One thread's share of a layer: the units and rows it owns, its weights, the product with what the
-// group's blocks have sent, and the exchange. `Machine` is the GPU, or the tests' emulator of one.
+// The share of a layer that one thread computes: its units and rows, its weights, the product with
+// the values that the blocks of the group have exchanged, and the exchange. `Machine` is the GPU,
+// or the emulated GPU of the tests.
 //
-// Each step reads one exchange buffer and writes the other: a block that is a step ahead of another
-// writes where that one no longer reads, and one meeting of the group's blocks a step is enough.
+// Each step reads one exchange buffer and writes the other. A block that is one step ahead of
+// another writes to the buffer that the other has finished reading, so one barrier per step is
+// enough.
 #pragma once
 
 #include "numbers.h"
@@ -16,39 +18,41 @@ class Share {
   using V = typename Math::Value;
   using Pack = typename Math::Pack;
   static constexpr int G = Cell::kGates, N = kBackward ? 1 : G, kWide = Math::kWide;
-  // Backward all gates' products are one sum: two, so that one need not wait for the other.
+  // Backward, the products of all gates go into one sum. It is kept in two parts, so that
+  // consecutive products do not wait for each other.
   static constexpr int kSums = kBackward ? 2 : G;
 
-  // Sequence b, row `row` of the group; it has `length` steps here, none if nobody owns it.
+  // Sequence b, which is row `row` of the group. `length` is its number of steps; 0 if this thread
+  // has no such item.
   struct Item {
     int row, b, length;
   };
 
   FASTRNN_INLINE Share(const Layer &layer, Machine &machine, const void *weights)
-      : layer_(layer), plan_(layer.plan), m_(machine), H(layer.hidden_size),
-        lane_(m_.thread() % kWarp), slice_(m_.thread() / kWarp % plan_.split),
-        tile_(m_.thread() / kWarp / plan_.split), block_(int(m_.block() % plan_.blocks)),
-        group_(int(m_.block() / plan_.blocks)),
+      : layer_(layer), plan_(layer.plan), machine_(machine), H(layer.hidden_size),
+        lane_(machine_.thread() % kWarp), slice_(machine_.thread() / kWarp % plan_.split),
+        tile_(machine_.thread() / kWarp / plan_.split),
+        block_(int(machine_.block() % plan_.blocks)), group_(int(machine_.block() / plan_.blocks)),
         unit_((block_ * plan_.tiles + tile_) * Math::kUnits + lane_ / 4 * kWide),
         weights_(static_cast<const S *>(weights)) {
-    const int first = layer.first + group_ * plan_.row_tiles * Math::kRows;
-    steps_ = first >= layer.batch ? 0 : layer.lengths ? layer.lengths[first] : layer.steps;
+    const int first_sequence = layer.first_sequence + group_ * plan_.row_tiles * Math::kRows;
+    steps_ = first_sequence >= layer.batch ? 0
+             : layer.lengths               ? layer.lengths[first_sequence]
+                                           : layer.steps;
     for (int k = 0; k < kWide; ++k) {
       const int at = k * plan_.split + slice_;
       Item &item = items_[k];
       item.row = at / kWide * Math::kRows + lane_ % 4 * kWide + at % kWide;
-      item.b = first + item.row;
+      item.b = first_sequence + item.row;
       const bool owned = at < plan_.row_tiles * kWide && item.b < layer.batch && unit_ < H;
       item.length = !owned ? 0 : layer.lengths ? layer.lengths[item.b] : layer.steps;
     }
     if (plan_.passes == 1) load_weights(0);
   }
 
-  // --- time ---------------------------------------------------------------------------------------
+  // --- time
 
-  FASTRNN_INLINE int time(int step) const {
-    return layer_.reverse ? steps_ - 1 - step : step;
-  }
+  FASTRNN_INLINE int time(int step) const { return layer_.reverse ? steps_ - 1 - step : step; }
   FASTRNN_INLINE int offset(int time) const {
     if (time < 0 || time >= steps_) return 0;
     return layer_.offsets ? int(layer_.offsets[time]) : time * layer_.batch;
@@ -57,22 +61,22 @@ class Share {
     return time >= 0 && time < item.length;
   }
 
-  // --- elements -----------------------------------------------------------------------------------
+  // --- elements
 
   FASTRNN_INLINE Pack load(const void *array, int row, int column, int width) const {
     const S *p = static_cast<const S *>(array) + int64_t(row) * width + (column + unit_);
-    if (layer_.paired) return m_.load(reinterpret_cast<const Pack *>(p));
+    if (layer_.paired_units) return machine_.load(reinterpret_cast<const Pack *>(p));
     Pack pack{};
     for (int w = 0; w < kWide; ++w)
-      if (unit_ + w < H) pack.v[w] = m_.load(p + w);
+      if (unit_ + w < H) pack.v[w] = machine_.load(p + w);
     return pack;
   }
   FASTRNN_INLINE void store(void *array, int row, int column, int width,
                             const V (&values)[kWide]) const {
     S *p = static_cast<S *>(array) + int64_t(row) * width + (column + unit_);
     Pack pack;
-    for (int w = 0; w < kWide; ++w) pack.v[w] = m_.template narrow<S>(values[w].v);
-    if (layer_.paired) {
+    for (int w = 0; w < kWide; ++w) pack.v[w] = machine_.template narrow<S>(values[w].v);
+    if (layer_.paired_units) {
       *reinterpret_cast<Pack *>(p) = pack;
       return;
     }
@@ -80,16 +84,16 @@ class Share {
       if (unit_ + w < H) p[w] = pack.v[w];
   }
   FASTRNN_INLINE void widen(V (&values)[kWide], const Pack &pack) const {
-    for (int w = 0; w < kWide; ++w) values[w] = m_.widen(pack.v[w]);
+    for (int w = 0; w < kWide; ++w) values[w] = machine_.widen(pack.v[w]);
   }
 
-  // The state of each item before the launch: from `array` or as the launch before has left it.
+  // Loads the state of each item: from `array`, or from where the previous launch stored it.
   FASTRNN_INLINE void load_state(V (&state)[kWide][kWide], const void *array, int which) const {
     for (int k = 0; k < kWide; ++k) {
       const Item &item = items_[k];
       for (int w = 0; w < kWide; ++w) state[k][w] = 0;
       if (item.length == 0) continue;
-      if (layer_.opens)
+      if (layer_.first_launch)
         widen(state[k], load(array, item.b, 0, H));
       else
         for (int w = 0; w < kWide; ++w)
@@ -100,7 +104,7 @@ class Share {
     for (int k = 0; k < kWide; ++k) {
       const Item &item = items_[k];
       if (item.length == 0) continue;
-      if (layer_.closes)
+      if (layer_.last_launch)
         store(array, item.b, 0, H, state[k]);
       else
         for (int w = 0; w < kWide; ++w)
@@ -108,7 +112,7 @@ class Share {
     }
   }
 
-  // --- the product --------------------------------------------------------------------------------
+  // --- the product
 
   FASTRNN_INLINE int chunk(int pass, int c) const {
     return (pass * plan_.split + slice_) * Math::kChunks + c;
@@ -120,10 +124,11 @@ class Share {
 #pragma unroll
       for (int c = 0; c < Math::kChunks; ++c)
 #pragma unroll
-        for (int w = 0; w < kWide; ++w) a_[g][c][w] = weights(g, chunk(pass, c), unit_ + w);
+        for (int w = 0; w < kWide; ++w)
+          weight_words_[g][c][w] = weights(g, chunk(pass, c), unit_ + w);
   }
 
-  // 16 bytes of a unit's weights; zeros beyond the matrix.
+  // 16 bytes of the weights of a unit; zeros outside the matrix.
   FASTRNN_INLINE Words weights(int g, int chunk, int unit) const {
     const int column = chunk * Math::kColumns + lane_ % 4 * Math::kLaneColumns;
     Words words{};
@@ -131,22 +136,22 @@ class Share {
     const int block = kBackward ? Cell::recurrent_block(g) : g;
     const int row = kBackward ? unit * G + block : block * H + unit;  // of H weights
     const S *p = weights_ + int64_t(row) * H + column;
-    if (layer_.vectors) {
-      words = m_.load(reinterpret_cast<const Words *>(p));
+    if (layer_.vector_weights) {
+      words = machine_.load(reinterpret_cast<const Words *>(p));
     } else {
       Packet<S, Math::kLaneColumns> pack{};
 #pragma unroll
       for (int i = 0; i < Math::kLaneColumns; ++i)
-        if (column + i < H) pack.v[i] = m_.load(p + i);
-      words = m_.template bits<Words>(pack);
+        if (column + i < H) pack.v[i] = machine_.load(p + i);
+      words = machine_.template bits<Words>(pack);
     }
     if (Math::kTensor && sizeof(S) == 4)
-      for (int i = 0; i < 4; ++i) words.v[i] = m_.round_to_tf32(words.v[i]);
+      for (int i = 0; i < 4; ++i) words.v[i] = machine_.round_to_tf32(words.v[i]);
     return words;
   }
 
-  // Sums over this warp's chunks for one tile of rows. Backward, each gate has its own columns in a
-  // row, one gate's behind the other's.
+  // Sums over this warp's chunks for one tile of rows. Backward, a row holds the columns of all
+  // gates, one gate after the other.
   FASTRNN_INLINE void multiply(Sums<kSums> &sums, int parity, int row_tile) {
     const int row = row_tile * Math::kRows + (Math::kTensor ? lane_ / 4 : 0);
     const char *states = buffer(parity) + int64_t(row) * plan_.pitch + lane_ % 4 * 16;
@@ -159,53 +164,58 @@ class Share {
         if constexpr (kBackward) {
 #pragma unroll
           for (int g = 0; g < G; ++g) {
-            add<1>(sums, at, c, g);
+            add_chunk<1>(sums, at, c, g);
             at += plan_.chunks * kChunkBytes;
           }
         } else {
-          add<G>(sums, at, c, 0);
+          add_chunk<G>(sums, at, c, 0);
         }
       }
     }
   }
 
-  // Adds chunk c's product, for kGates gates from g0 on.
+  // Adds the product of chunk c for kGates gates, starting with g0.
   template <int kGates>
-  FASTRNN_INLINE void add(Sums<kSums> &sums, const char *states, int c, int g0) {
+  FASTRNN_INLINE void add_chunk(Sums<kSums> &sums, const char *states, int c, int g0) {
     if constexpr (Math::kTensor) {
-      const Words b = read(states);
+      const Words b = read_states(states);
 #pragma unroll
       for (int g = g0; g < g0 + kGates; ++g)
-        m_.template mma<S>(sums.v[g % kSums], a_[g][c][0], a_[g][c][kWide - 1], b);
+        machine_.template mma<S>(sums.v[g % kSums], weight_words_[g][c][0],
+                                 weight_words_[g][c][kWide - 1], b);
     } else {
 #pragma unroll
       for (int r = 0; r < Math::kRows; ++r) {
-        const Words b = read(states + r * plan_.pitch);
+        const Words b = read_states(states + r * plan_.pitch);
 #pragma unroll
         for (int g = g0; g < g0 + kGates; ++g)
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            sums.v[g % kSums][r] += m_.as_float(a_[g][c][0].v[i]) * m_.as_float(b.v[i]);
+            sums.v[g % kSums][r] +=
+                machine_.as_float(weight_words_[g][c][0].v[i]) * machine_.as_float(b.v[i]);
       }
     }
   }
 
-  FASTRNN_INLINE Words read(const char *p) const {
-    return kGrid ? m_.load_sent(p) : *reinterpret_cast<const Words *>(p);
+  FASTRNN_INLINE Words read_states(const char *p) const {
+    return kGrid ? machine_.load_sent(p) : *reinterpret_cast<const Words *>(p);
   }
 
-  // Without tensor cores: each lane's part of four rows, to the whole sum of its own.
-  FASTRNN_INLINE void gather(float (&sums)[4]) {
+  // Without tensor cores, each lane has a part of the sums of four rows. Adds up the parts, so that
+  // each lane gets the sum of its own row.
+  FASTRNN_INLINE void sum_lanes(float (&sums)[4]) {
     if constexpr (!Math::kTensor) {
       const bool upper = lane_ & 2, odd = lane_ & 1;
-      const float a = (upper ? sums[2] : sums[0]) + m_.shuffle_xor(upper ? sums[0] : sums[2], 2);
-      const float b = (upper ? sums[3] : sums[1]) + m_.shuffle_xor(upper ? sums[1] : sums[3], 2);
-      sums[0] = (odd ? b : a) + m_.shuffle_xor(odd ? a : b, 1);
+      const float a =
+          (upper ? sums[2] : sums[0]) + machine_.shuffle_xor(upper ? sums[0] : sums[2], 2);
+      const float b =
+          (upper ? sums[3] : sums[1]) + machine_.shuffle_xor(upper ? sums[1] : sums[3], 2);
+      sums[0] = (odd ? b : a) + machine_.shuffle_xor(odd ? a : b, 1);
     }
   }
 
-  // The products of all the group's rows with what the buffer of `parity` holds: each item's sums, of
-  // each gate or, backward, of all gates together.
+  // The product of the weights with the exchange buffer `parity`: the sums of each item, per gate;
+  // backward, over all gates.
   FASTRNN_INLINE void product(float (&result)[kWide][N][kWide], int parity) {
     for (int tile = 0; tile < plan_.row_tiles; ++tile) {
       Sums<kSums> sums;
@@ -214,7 +224,7 @@ class Share {
         for (int i = 0; i < 4; ++i) sums.v[0][i] += sums.v[1][i];
 #pragma unroll
       for (int g = 0; g < N; ++g) {
-        gather(sums.v[g]);
+        sum_lanes(sums.v[g]);
 #pragma unroll
         for (int j = 0; j < kWide; ++j)
 #pragma unroll
@@ -224,8 +234,8 @@ class Share {
           }
       }
     }
-    if (plan_.split == 1) return;  // one tile of rows, all the thread's own
-    m_.sync();
+    if (plan_.split == 1) return;  // there is one tile of rows, and this thread has all its sums
+    machine_.sync();
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
       const int at = k * plan_.split + slice_;
@@ -242,81 +252,84 @@ class Share {
     }
   }
 
-  // A warp's part of a sum, in shared memory.
+  // The part of a sum that a warp has computed, in shared memory.
   FASTRNN_INLINE float *partial(int slice, int item, int g, int w) const {
     const int warp = tile_ * plan_.split + slice;
     const int at = ((warp * plan_.row_tiles * kWide + item) * N + g) * kWide + w;
-    return reinterpret_cast<float *>(m_.shared() + plan_.partials_at) + at * kWarp + lane_;
+    return reinterpret_cast<float *>(machine_.shared() + plan_.partials_at) + at * kWarp + lane_;
   }
 
-  // --- the exchange -------------------------------------------------------------------------------
+  // --- the exchange
 
   FASTRNN_INLINE char *buffer(int parity) const {
-    char *buffers = kGrid ? layer_.exchange + 2 * plan_.buffer_bytes * group_ : m_.shared();
+    char *buffers = kGrid ? layer_.exchange + 2 * plan_.buffer_bytes * group_ : machine_.shared();
     return buffers + parity * plan_.buffer_bytes;
   }
 
-  // The columns beyond the last unit are multiplied with zeros: they must be numbers.
+  // Zeroes the exchange buffers: the columns beyond the last unit are multiplied by zeros, so they
+  // must not be NaN.
   FASTRNN_INLINE void clear_buffers() {
     if constexpr (!kGrid) {
-      for (int64_t at = m_.thread() * 16; at < 2 * plan_.buffer_bytes; at += plan_.threads * 16)
-        *reinterpret_cast<Words *>(m_.shared() + at) = Words{};
-      meet(0);
+      for (int64_t at = machine_.thread() * 16; at < 2 * plan_.buffer_bytes;
+           at += plan_.threads * 16)
+        *reinterpret_cast<Words *>(machine_.shared() + at) = Words{};
+      barrier(0);
     }
   }
 
-  // Sends an item's value of a gate to every block of the group.
+  // Sends the values of an item, for one gate, to every block of the group.
   FASTRNN_INLINE void send(int parity, const Item &item, int gate, const V (&values)[kWide]) {
     Pack pack;
     for (int w = 0; w < kWide; ++w) {
       const float value = unit_ + w < H ? values[w].v : 0.0f;
-      pack.v[w] = m_.template operand<S, Math::kTensor>(value);
+      pack.v[w] = machine_.template operand<S, Math::kTensor>(value);
     }
     char *at = buffer(parity) + int64_t(item.row) * plan_.pitch +
                int64_t(gate) * plan_.chunks * kChunkBytes + unit_ * int(sizeof(S));
     if constexpr (kGrid)
       *reinterpret_cast<Pack *>(at) = pack;
     else
-      m_.send(reinterpret_cast<Pack *>(at), pack, block_, plan_.blocks);
+      machine_.send(reinterpret_cast<Pack *>(at), pack, block_, plan_.blocks);
   }
 
-  // What the group's blocks have sent is there for all after every block has arrived and one's own
-  // wait is over; `meetings` counts those before in this launch.
+  // A barrier for the group, in two parts. After wait() returns, everything is visible that any
+  // block sent before its arrive(). `barriers_passed` counts the earlier barriers of this launch.
   FASTRNN_INLINE void arrive() {
     if constexpr (kGrid) {
-      m_.sync();
-      if (m_.thread() == 0) m_.arrive(layer_.arrivals + group_);
+      machine_.sync();
+      if (machine_.thread() == 0) machine_.arrive(layer_.arrivals + group_);
     } else if (plan_.blocks > 1) {
-      m_.arrive_in_cluster();
+      machine_.arrive_in_cluster();
     }
   }
-  FASTRNN_INLINE void wait(int meetings) {
+  FASTRNN_INLINE void wait(int barriers_passed) {
     if constexpr (kGrid) {
-      if (m_.thread() == 0)
-        m_.wait(layer_.arrivals + group_, uint32_t(meetings + 1) * uint32_t(plan_.blocks));
-      m_.sync();
+      if (machine_.thread() == 0)
+        machine_.wait(layer_.arrivals + group_,
+                      uint32_t(barriers_passed + 1) * uint32_t(plan_.blocks));
+      machine_.sync();
     } else if (plan_.blocks > 1) {
-      m_.wait_in_cluster();
+      machine_.wait_in_cluster();
     } else {
-      m_.sync();
+      machine_.sync();
     }
   }
-  FASTRNN_INLINE void meet(int meetings) {
+  FASTRNN_INLINE void barrier(int barriers_passed) {
     arrive();
-    wait(meetings);
+    wait(barriers_passed);
   }
 
   const Layer &layer_;
   const Plan &plan_;
-  Machine &m_;
+  Machine &machine_;
   const int H, lane_, slice_, tile_, block_, group_;
-  const int unit_;  // the first that this thread owns
-  int steps_;       // of the group's longest sequence
+  const int unit_;  // the first unit that this thread owns
+  int steps_;       // of the longest sequence of the group
   Item items_[kWide];
 
  private:
   const S *weights_;
-  Words a_[G][Math::kChunks][kWide];
+  Words weight_words_[G][Math::kChunks][kWide];
 };
 
 }  // namespace fastrnn::cuda

@@ -1,0 +1,41 @@
+"""The commands of ``fastrnn`` as one typer app."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastrnn import backends
+from fastrnn.cli.complete import complete
+from fastrnn.cli.evaluate import evaluate
+from fastrnn.cli.info import info, presets
+from fastrnn.cli.inpaint import inpaint
+from fastrnn.cli.train import train
+
+app = typer.Typer(
+    help="Faster LSTM and GRU layers than torch.nn's, and tasks to train with them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+for command in (train, evaluate, complete, inpaint, presets, info):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastrnn {backends.VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass

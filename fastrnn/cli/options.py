@@ -1,0 +1,48 @@
+"""Options that several commands have, and checks of their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastrnn import backends
+from fastrnn.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from fastrnn.tasks.data import Dataset
+
+*_OTHERS, _LAST = ("auto", *backends.BACKENDS)
+
+Backend = Annotated[
+    str | None, typer.Option(help=f"Backend to force: {', '.join(_OTHERS)} or {_LAST}.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that holds MNIST/raw, as torchvision lays it out.", show_default=False
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
+
+
+def check_images(images: int, dataset: Dataset) -> None:
+    """Checks that the test set has so many images.
+
+    Raises:
+        ConfigError: it has fewer, or the number is below 1.
+    """
+    most = len(dataset.test)
+    if not 1 <= images <= most:
+        raise ConfigError(f"--images is {images}; expected 1 to {most}, the size of the test set")
+
+
+def check_number(option: str, given: int, least: int, most: int = (1 << 63) - 1) -> None:
+    """Checks an option's number.
+
+    Raises:
+        ConfigError: it is not from ``least`` to ``most``.
+    """
+    if not least <= given <= most:
+        raise ConfigError(f"{option} is {given}; expected {least} to {most}")

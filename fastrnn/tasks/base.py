@@ -1,0 +1,119 @@
+"""What the tasks on pixels share: default presets, models, batches, the choice of a backend."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn import backends
+from fastrnn.tasks import data, reset_before
+from fastrnn.tasks.config import PixelConfig
+from fastrnn.training.config import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class PixelTask(abc.ABC):
+    """A :class:`~fastrnn.training.task.Task` on images, read as sequences of P pixels.
+
+    Attributes:
+        name: what the command line and config.json call it.
+        presets: named settings.
+        mnist_preset: the default preset for MNIST: the fastest to train that does well.
+        reads_grey: whether the task is defined for grey pixels, not for binary ones alone.
+    """
+
+    name: str
+    presets: Mapping[str, PixelConfig]
+    mnist_preset: str
+    reads_grey: bool = False
+
+    def default_preset(self, dataset: str) -> str:
+        """The name of the preset to use if the user names none."""
+        return "digits" if dataset == "digits" else self.mnist_preset
+
+    def model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
+        """A new model, on the CPU, initialised from torch's global generator.
+
+        Raises:
+            ConfigError: the pixels are grey, and the task is defined for binary ones only.
+        """
+        if config.grey and not self.reads_grey:
+            raise ConfigError(f"{self.name} predicts binary pixels, not grey ones: drop --pixels")
+        return self._new_model(config, dataset)
+
+    @abc.abstractmethod
+    def _new_model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
+        """The model of these settings, which have been checked."""
+
+    @abc.abstractmethod
+    def measure(
+        self, model: nn.Module, x: Tensor, labels: Tensor, config: PixelConfig
+    ) -> dict[str, Tensor]:
+        """Metrics of a batch; training minimises the mean ``loss``.
+
+        Args:
+            model: one of :meth:`model`; in training mode, the input may be perturbed.
+            x: [P, B, 1] float32, as :func:`fastrnn.tasks.data.sequences` makes it.
+            labels: [B] int64.
+            config: the run's settings.
+
+        Returns:
+            Metrics by name, [B] each.
+        """
+
+    @abc.abstractmethod
+    def score(self, validation: Mapping[str, float]) -> float:
+        """The figure that selects the best epoch; higher is better."""
+
+    @abc.abstractmethod
+    def figures(
+        self, model: nn.Module, dataset: data.Dataset, config: PixelConfig
+    ) -> dict[str, Figure]:
+        """Pictures of the result on the test set, by file name without ``.png``."""
+
+    def batch(self, split: data.Split, rows: Tensor, config: PixelConfig) -> tuple[Tensor, Tensor]:
+        """The images of a split at ``rows`` [B] int64, on the run's device.
+
+        Returns:
+            x [P, B, 1] float32 and labels [B] int64.
+        """
+        rows = rows.to(split.images.device)
+        x = data.sequences(split.images[rows], config.grey)
+        return x.to(config.device), split.labels[rows].to(config.device)
+
+    def choose_backend(
+        self, model: nn.Module, config: PixelConfig, dataset: data.Dataset
+    ) -> backends.Choice:
+        """The backend that runs the model's recurrent layers in training.
+
+        Raises:
+            ConfigError: the forced backend cannot run them.
+        """
+        layer = next(m for m in model.modules() if isinstance(m, nn.RNNBase))
+        try:
+            if isinstance(layer, reset_before.GRUResetBefore):
+                return reset_before.choose()
+            return backends.explain(
+                layer.mode,
+                batch=config.batch_size,
+                hidden_size=layer.hidden_size,
+                input_size=layer.input_size,
+                steps=dataset.height * dataset.width,
+                device=config.device,
+                training=True,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(str(error)) from None
+
+
+def dropped(x: Tensor, model: nn.Module, config: PixelConfig) -> Tensor:
+    """Pixels x [P, B, 1], of which a share is set to 0 if the model is in training mode."""
+    if model.training and config.input_dropout:
+        return x * (torch.rand_like(x) >= config.input_dropout)
+    return x

@@ -1,0 +1,121 @@
+"""The folder that a completion writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.tasks import completion_figures
+from fastrnn.tasks.completion import Completions, means
+from fastrnn.training import figures, files
+
+PICTURED = 10  # images in a figure
+
+
+def write(
+    folder: Path,
+    done: Completions,
+    lengths: Sequence[int],
+    shape: tuple[int, int],
+    facts: Mapping[str, Any],
+) -> None:
+    """Fills a folder with arrays, tables, figures and summary.json.
+
+    ::
+
+        completions.npz              images, samples, logits, nats
+        images.csv means.csv         nats by image and length, and by length
+        completions.png              the first images
+        fail/ good/ var/             LENGTH.png: the images whose true pixels are the least and the
+                                     most likely, and those whose samples differ most
+
+    Args:
+        folder: exists and is empty.
+        done: the completions.
+        lengths: how many pixels to judge; the largest is W.
+        shape: height and width of an image.
+        facts: more entries of summary.json.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    known = done.images.shape[1] - done.window
+    true, sampled = done.true_nats(lengths), done.sample_nats(lengths)
+    variance = done.variance(lengths)
+    masked = done.images.to(torch.int8)
+    masked[:, known:] = -1
+    completed = done.images[:, None].repeat(1, done.samples.shape[1], 1)
+    completed[:, :, known:] = done.samples
+    files.write_arrays(
+        folder / "completions.npz",
+        rows=done.rows,
+        labels=done.labels,
+        images=done.images,
+        masked=masked,
+        samples=completed,
+        logits=done.logits,
+        true_logits=done.true_logits,
+        lengths=lengths,
+        sample_nats=sampled,
+        true_nats=true,
+    )
+    files.write_csv(
+        folder / "images.csv",
+        [
+            {
+                "row": int(done.rows[image]),
+                "label": int(done.labels[image]),
+                "pixels": length,
+                "true_nats": true[image, k].item(),
+                "sample_nats": sampled[image, :, k].mean().item(),
+                "variance": variance[image, k].item(),
+            }
+            for k, length in enumerate(lengths)
+            for image in range(len(done.rows))
+        ],
+    )
+    table = means(done, lengths)
+    files.write_csv(folder / "means.csv", table)
+    shaped = done.images.view(-1, *shape), completed.view(*completed.shape[:2], *shape)
+    for name, (title, chosen, k) in sets(done, lengths).items():
+        figure = completion_figures.completions(
+            title,
+            *(images[chosen] for images in shaped),
+            known=known,
+            predicted=lengths[k],
+            captions=[
+                f"test {done.rows[image]}: {done.labels[image]}\n{true[image, k]:.2f} nats"
+                for image in chosen.tolist()
+            ],
+        )
+        (folder / name).parent.mkdir(exist_ok=True)
+        figures.save(figure, folder / name)
+    summary = {**facts, "sampling_seconds": done.seconds, "means": table}
+    files.write_json(folder / "summary.json", summary)
+
+
+def sets(done: Completions, lengths: Sequence[int]) -> dict[str, tuple[str, Tensor, int]]:
+    """The figures to draw, by file name.
+
+    Returns:
+        For each: its title, the rows of ``done`` to show, and the index of its length.
+    """
+    true, variance = done.true_nats(lengths), done.variance(lengths)
+    longest = len(lengths) - 1
+    count = f"of {len(done.rows)} images"
+    some = f"{min(PICTURED, len(done.rows))} {count}, the last {done.window} pixels drawn"
+    found = {"completions.png": (some, torch.arange(len(done.rows)), longest)}
+    for k, length in enumerate(lengths):
+        end = "next pixel" if length == 1 else f"next {length} pixels"
+        orders = {
+            "fail": (f"FAIL: true {end} least likely, {count}", -true[:, k]),
+            "good": (f"GOOD: true {end} most likely, {count}", true[:, k]),
+            "var": (f"VAR: sampled {end} most varied, {count}", -variance[:, k]),
+        }
+        for name, (title, key) in orders.items():
+            found[f"{name}/{length}.png"] = (title, key.sort(stable=True).indices, k)
+    return {name: (title, rows[:PICTURED], k) for name, (title, rows, k) in found.items()}

@@ -1,0 +1,207 @@
+"""MNIST and scikit-learn's digits as sequences of pixels, in raster order, one pixel a step."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shlex
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# MNIST's files and the MD5 of their unpacked content.
+MNIST_FILES = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+MNIST_VALIDATION = 5000  # images, the first ones of the training file
+MNIST_THRESHOLD = 26  # grey value from which a binary pixel is 1: a tenth of 255
+DIGITS_THRESHOLD = 8  # the same for scikit-learn's grey values, 0 to 16
+
+
+class DataError(Exception):
+    """A dataset or file is missing or damaged; the message is one line: what is wrong, the fix."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """N images of P pixels.
+
+    Attributes:
+        images: [N, P] uint8: 0 and 1 or, for grey ones, 0 to 255.
+        labels: [N] int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset in three parts.
+
+    Attributes:
+        name: ``mnist`` or ``digits``.
+        height: of an image, in pixels.
+        width: of an image, in pixels; P = height * width.
+        classes: how many labels there are.
+        grey: whether the pixels are grey, not binary.
+        train: images to learn from.
+        validation: images that select the best epoch.
+        test: images that only the finished run is measured on.
+    """
+
+    name: str
+    height: int
+    width: int
+    classes: int
+    grey: bool
+    train: Split
+    validation: Split
+    test: Split
+
+
+def load(
+    name: str, data_dir: Path | None = None, *, grey: bool = False, download: bool = False
+) -> Dataset:
+    """A dataset by name.
+
+    Args:
+        name: ``mnist``, ``digits``, or ``auto``: MNIST if its files are found, otherwise digits.
+        data_dir: the folder that holds MNIST/raw, as torchvision lays it out, or one of these two
+            folders; by default the environment variable FASTRNN_DATA, or ``data``.
+        grey: keep grey values instead of binary pixels.
+        download: fetch MNIST through torchvision if it is missing. Nothing else uses the network.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    if name == "digits":
+        return _digits(grey)
+    if name not in ("auto", "mnist"):
+        raise DataError(f"unknown dataset {name!r}; choose auto, mnist or digits")
+    root = data_dir or Path(os.environ.get("FASTRNN_DATA") or "data")
+    try:
+        raw = _raw_folder(root)
+    except OSError as error:
+        raise DataError(f"{root} cannot be read ({error}); make it readable") from None
+    if download and (raw is None or not all(_found(raw, name) for name in MNIST_FILES)):
+        raw = _download(root)
+    if raw is None:
+        if name == "auto":
+            return _digits(grey)
+        raise DataError(f"no MNIST in {root} (looked for MNIST/raw); {how_to_get_mnist(root)}")
+    return _mnist(raw, grey)
+
+
+def how_to_get_mnist(data_dir: Path | None = None) -> str:
+    """One line: the command that fetches MNIST, into a folder as :func:`load` takes it."""
+    where = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
+    return f"to get MNIST (11 MB): fastrnn train classification --dataset mnist --download{where}"
+
+
+def sequences(images: Tensor, grey: bool) -> Tensor:
+    """Images [B, P] uint8 as sequences [P, B, 1] float32: 0 and 1, or grey values in [0, 1]."""
+    x = images.t().contiguous().unsqueeze(2).float()
+    return x / 255 if grey else x
+
+
+def _digits(grey: bool) -> Dataset:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels; the split is stratified and always the same."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    rest, test = train_test_split(
+        np.arange(len(bunch.target)), test_size=300, random_state=0, stratify=bunch.target
+    )
+    train, validation = train_test_split(
+        rest, test_size=150, random_state=0, stratify=bunch.target[rest]
+    )
+    values = bunch.data * 255 / 16 if grey else bunch.data >= DIGITS_THRESHOLD
+    images = torch.from_numpy(values.astype(np.uint8))
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    parts = [Split(images[rows], labels[rows]) for rows in (train, validation, test)]
+    return Dataset("digits", 8, 8, 10, grey, *parts)
+
+
+def _mnist(raw: Path, grey: bool) -> Dataset:
+    arrays = [torch.from_numpy(_read(raw, name).copy()) for name in MNIST_FILES]
+    images, labels, test_images, test_labels = arrays
+    parts = []
+    for pixels, classes in (
+        (images[MNIST_VALIDATION:], labels[MNIST_VALIDATION:]),
+        (images[:MNIST_VALIDATION], labels[:MNIST_VALIDATION]),
+        (test_images, test_labels),
+    ):
+        flat = pixels.flatten(1)
+        flat = flat if grey else (flat >= MNIST_THRESHOLD).to(torch.uint8)
+        parts.append(Split(flat, classes.to(torch.int64)))
+    return Dataset("mnist", 28, 28, 10, grey, *parts)
+
+
+def _raw_folder(root: Path) -> Path | None:
+    """The first folder that holds at least one of MNIST's files; None if there is none."""
+    for folder in (root / "MNIST" / "raw", root / "raw", root):
+        if any(_found(folder, name) for name in MNIST_FILES):
+            return folder
+    return None
+
+
+def _found(raw: Path, name: str) -> Path | None:
+    return next((p for p in (raw / name, raw / f"{name}.gz") if p.exists()), None)
+
+
+def _read(raw: Path, name: str) -> np.ndarray:
+    """The array in one of MNIST's files, compressed or not: [N, 28, 28] or [N], uint8."""
+    path = _found(raw, name)
+    if path is None:
+        raise DataError(f"{raw / name}(.gz) is missing; {how_to_get_mnist(raw)}")
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); {_again(raw)}") from None
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != MNIST_FILES[name]:
+        raise DataError(
+            f"{path} is damaged, or not MNIST's ({len(content)} bytes, wrong MD5); {_again(raw)}"
+        )
+    # IDX: two zero bytes, the type, the number of axes, each axis's length, then the values.
+    axes = content[3]
+    shape = np.frombuffer(content, ">u4", axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _again(raw: Path) -> str:
+    return f"delete it, then {how_to_get_mnist(raw)}"
+
+
+def _download(folder: Path) -> Path:
+    """Downloads MNIST; returns its raw folder. ``folder`` is any that :func:`load` takes."""
+    from torchvision.datasets import MNIST
+
+    root = folder.absolute()
+    if root.parts[-2:] == ("MNIST", "raw"):
+        root = root.parent
+    if root.name == "MNIST":
+        root = root.parent
+    raw = root / "MNIST" / "raw"
+    try:
+        MNIST(root, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())  # torchvision's message has a line per mirror
+        raise DataError(
+            f"MNIST could not be downloaded ({reason}); put its four files into {raw} by hand"
+        ) from None
+    return raw

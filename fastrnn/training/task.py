@@ -1,0 +1,82 @@
+"""What the training loop needs from a task and from its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from fastrnn import backends
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Split(Protocol):
+    """A part of a dataset."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+
+class Dataset(Protocol):
+    """What to train on, what to select the best weights by, and what to test them on."""
+
+    @property
+    def train(self) -> Split:
+        """Examples to learn from."""
+
+    @property
+    def validation(self) -> Split:
+        """Examples that select the best epoch."""
+
+    @property
+    def test(self) -> Split:
+        """Examples that only the finished run is measured on."""
+
+
+class Task(Protocol):
+    """What a task offers the loop.
+
+    The loop hands a task's own config, dataset and splits back to it, so their types are Any here;
+    a task declares the classes it works with.
+    """
+
+    name: str
+
+    def model(self, config: Any, dataset: Any) -> nn.Module:
+        """A new model, on the CPU, initialised from torch's global generator.
+
+        Raises:
+            ConfigError: the task has no model for these settings.
+        """
+
+    def batch(self, split: Any, rows: Tensor, config: Any) -> tuple[Tensor, Tensor]:
+        """The examples of a split at ``rows`` [B]: inputs and targets, on the run's device."""
+
+    def measure(
+        self, model: nn.Module, x: Tensor, labels: Tensor, config: Any
+    ) -> dict[str, Tensor]:
+        """Metrics of a batch from :meth:`batch`, [B] each; training minimises the mean ``loss``.
+
+        ``model.training`` is False in evaluation, which needs no gradients. Random draws come from
+        torch's global generator, whose state is part of the checkpoint.
+        """
+
+    def score(self, validation: Mapping[str, float]) -> float:
+        """The figure that selects the best epoch; higher is better.
+
+        Args:
+            validation: means of :meth:`measure` over the validation set.
+        """
+
+    def choose_backend(self, model: nn.Module, config: Any, dataset: Any) -> backends.Choice:
+        """The backend that runs the model in training.
+
+        Raises:
+            ConfigError: the forced backend cannot run the model.
+        """
+
+    def figures(self, model: nn.Module, dataset: Any, config: Any) -> dict[str, Figure]:
+        """Pictures of the result on the test set, by file name without ``.png``."""

@@ -1,0 +1,179 @@
+"""What was measured: the classes of calls in which torch.nn's own path is as fast or faster.
+
+An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
+property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
+on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from fastrnn import _compat
+
+
+class Call(NamedTuple):
+    """What the choice of a backend depends on."""
+
+    cell: str  # "LSTM" or "GRU"
+    device: str  # torch.device.type
+    dtype: torch.dtype
+    steps: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    training: bool  # gradients will be asked for
+    projected: bool = False  # proj_size > 0
+    transformed: bool = False  # forward-mode gradients or a functorch transform is active
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes from ``least`` up to, but not including, ``end``; None is no bound."""
+
+    least: int = 0
+    end: int | None = None
+
+    def __contains__(self, size: int) -> bool:
+        return size >= self.least and (self.end is None or size < self.end)
+
+    def overlaps(self, other: Range) -> bool:
+        """Whether a size lies in both."""
+        starts_before = other.end is None or self.least < other.end
+        return starts_before and (self.end is None or other.least < self.end)
+
+
+_ANY = Range()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class of calls for which torch.nn's path is chosen.
+
+    Attributes:
+        name: of the entry; part of the reason that ``fastrnn info --explain`` prints.
+        because: why torch.nn's path is the faster one.
+        on_cpu: whether tensors are on the CPU, or on another device.
+        cell, dtype, training, bfloat16_pairs: None stands for any value; ``bfloat16_pairs`` says
+            whether the processor multiplies bfloat16 numbers in pairs.
+        steps, batch, hidden_size: ranges of T, B and H.
+    """
+
+    name: str
+    because: str
+    on_cpu: bool = True
+    cell: str | None = None
+    dtype: torch.dtype | None = None
+    training: bool | None = None
+    bfloat16_pairs: bool | None = None
+    steps: Range = _ANY
+    batch: Range = _ANY
+    hidden_size: Range = _ANY
+
+    @property
+    def reason(self) -> str:
+        """The reason for the choice, with the entry's name."""
+        return f"{self.because} (table entry {self.name})"
+
+    def holds(self, call: Call) -> bool:
+        """Whether a call belongs to the class."""
+        # Sizes come last: under torch.compile each comparison with one may become a guard.
+        return (
+            self.on_cpu == (call.device == _CPU)
+            and self.cell in (None, call.cell)
+            and self.dtype in (None, call.dtype)
+            and self.training in (None, call.training)
+            and self.bfloat16_pairs in (None, _compat.multiplies_bfloat16_in_pairs())
+            and call.hidden_size in self.hidden_size
+            and call.steps in self.steps
+            and call.batch in self.batch
+        )
+
+    def overlaps(self, other: Entry) -> bool:
+        """Whether a call can belong to both classes."""
+        choices = ("on_cpu", "cell", "dtype", "training", "bfloat16_pairs")
+        pairs = [(getattr(self, name), getattr(other, name)) for name in choices]
+        return all(a is None or b is None or a == b for a, b in pairs) and all(
+            getattr(self, name).overlaps(getattr(other, name))
+            for name in ("steps", "batch", "hidden_size")
+        )
+
+
+_CPU = torch.device("cpu").type
+_SEVERAL = Range(2)  # steps
+
+
+def _few_rows() -> Iterator[Entry]:
+    """LSTMs with small batches and large weights; float64 was never slower than torch.nn."""
+    because = "small batch, large weights: oneDNN re-reads the weights less often"
+    large, huge = Range(512, 1024), Range(1024)
+    classes = (
+        ("H>=1024, T<64", huge, Range(2, 64), None, 64),
+        ("H>=1024, T 64-128, inference", huge, Range(64, 129), False, 16),
+        ("H 512-1023, T<64, training", large, Range(2, 64), True, 32),
+    )
+    # float16 has no entry: our CPU kernels do not support it, so the table is never consulted.
+    precisions = (
+        ("float32", torch.float32, None),
+        ("bfloat16 without pairs", torch.bfloat16, False),
+        ("bfloat16 in pairs", torch.bfloat16, True),  # for larger batches, see _PAIRS
+    )
+    for size, hidden_size, steps, training, end in classes:
+        for precision, dtype, pairs in precisions:
+            most = min(end, 8) if pairs else end
+            yield Entry(
+                f"LSTM, {precision}, {size}, B<{most}",
+                because,
+                cell="LSTM",
+                dtype=dtype,
+                training=training,
+                bfloat16_pairs=pairs,
+                steps=steps,
+                batch=Range(0, most),
+                hidden_size=hidden_size,
+            )
+
+
+_PAIRS = Entry(
+    "LSTM, bfloat16, H>=128, B>=8",
+    "oneDNN multiplies bfloat16 in pairs, which is twice as fast at this size",
+    cell="LSTM",
+    dtype=torch.bfloat16,
+    bfloat16_pairs=True,
+    steps=_SEVERAL,
+    batch=Range(8),
+    hidden_size=Range(128),
+)
+
+UNTIMED = Entry(
+    "GPU",
+    "our GPU kernels have not been timed yet; force a backend of ours to use them",
+    on_cpu=False,
+)
+
+TABLE: tuple[Entry, ...] = (
+    UNTIMED,
+    Entry("T=1", "one step: no weights to keep on chip", steps=Range(1, 2)),
+    _PAIRS,
+    dataclasses.replace(
+        _PAIRS,
+        name="GRU, bfloat16, H>=512, B>=32",
+        cell="GRU",
+        batch=Range(32),
+        hidden_size=Range(512),
+    ),
+    *_few_rows(),
+)
+
+
+def entry_for(call: Call) -> Entry | None:
+    """The entry that decides a call for torch.nn's path; None if no measurement speaks for it."""
+    for entry in TABLE:
+        if entry.holds(call):
+            return entry
+    return None

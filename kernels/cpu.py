@@ -1,0 +1,188 @@
+"""The native CPU library: layers in C++, vectorised for three instruction sets."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.kernels import cpu_pool
+from fastrnn.kernels.contract import Backward, Cell, Forward
+from fastrnn.kernels.library import (
+    ForwardArrays,
+    addresses,
+    library_path,
+    open_library,
+    pair,
+    structure,
+)
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_LIBRARY = "fastrnn_cpu"
+_REMEDY = (
+    "install a C++17 compiler and reinstall fastrnn "
+    "(FASTRNN_REQUIRE_NATIVE=1 makes the install fail with the compiler's message)"
+)
+
+
+class _Problem(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int32) for name in ("cell", "dtype", "reverse", "threads")],
+        *[(name, ctypes.c_int64) for name in ("steps", "batch", "input_size", "hidden_size")],
+        ("batch_sizes", ctypes.c_void_p),
+    ]
+
+
+_BackwardArrays = structure(
+    "_BackwardArrays",
+    "dy dh_n dc_n x h0 c0 w_ih w_hh y gates cells dx dh0 dc0 dw_ih dw_hh db_ih db_hh",
+)
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    library, error = open_library(_LIBRARY, "the native CPU library", _REMEDY)
+    if library is None:
+        return None, error
+    for name, arrays in (("forward", ForwardArrays), ("backward", _BackwardArrays)):
+        function = getattr(library, f"fastrnn_cpu_{name}")
+        function.argtypes = [ctypes.POINTER(_Problem), ctypes.POINTER(arrays)]
+        function.restype = ctypes.c_int
+    for name in ("cpu_level", "cpu_levels", "error_string"):
+        getattr(library, f"fastrnn_{name}").restype = ctypes.c_char_p
+    library.fastrnn_cpu_select_level.argtypes = [ctypes.c_char_p]
+    return library, None
+
+
+def load_error() -> str | None:
+    """Why the library cannot be used, with the remedy; None if it can."""
+    return _load()[1]
+
+
+def _library() -> ctypes.CDLL:
+    library, error = _load()
+    if library is None:
+        raise RuntimeError(error)
+    return library
+
+
+def info() -> dict[str, Any]:
+    """The library's path, the instruction set in use, and those that this processor could use.
+
+    Empty if the library cannot be used.
+    """
+    library, _ = _load()
+    if library is None:
+        return {}
+    return {
+        "path": os.fspath(library_path(_LIBRARY)),
+        "level": library.fastrnn_cpu_level().decode(),
+        "levels": library.fastrnn_cpu_levels().decode().split(),
+    }
+
+
+def select_level(level: str) -> None:
+    """Makes the whole process use one of ``info()["levels"]``; for tests and comparisons.
+
+    Raises:
+        ValueError: the processor or the build lacks this instruction set.
+    """
+    library = _library()
+    if library.fastrnn_cpu_select_level(level.encode()):
+        levels = ", ".join(info()["levels"])
+        raise ValueError(f"instruction set {level!r} is not available here; there are: {levels}")
+
+
+def call(name: str, problem: ctypes.Structure, arrays: ctypes.Structure, *size: object) -> None:
+    """Calls ``fastrnn_cpu_<name>``.
+
+    Raises:
+        RuntimeError: the call fails, or there is no library; the message has ``size`` in it.
+    """
+    library = _library()
+    function = getattr(library, f"fastrnn_cpu_{name}")
+    if error := function(ctypes.byref(problem), ctypes.byref(arrays)):
+        message = library.fastrnn_error_string(error).decode()
+        raise RuntimeError(f"fastrnn_cpu_{name}: {message} (T, B, I, H, dtype: {size})")
+
+
+def _call_layer(
+    name: str,
+    cell: Cell,
+    x: Tensor,
+    h0: Tensor,
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    arrays: ctypes.Structure,
+) -> None:
+    (rows, input_size), (batch, hidden_size) = x.shape, h0.shape
+    if batch_sizes is None:
+        steps = rows // batch if batch else 0
+    else:
+        steps = batch_sizes.shape[0]
+    problem = _Problem(
+        cell.code, DTYPES[x.dtype], reverse, torch.get_num_threads(), steps, batch, input_size,
+        hidden_size, None if batch_sizes is None else batch_sizes.data_ptr(),
+    )  # fmt: skip
+    call(name, problem, arrays, steps, batch, input_size, hidden_size, x.dtype)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """Room for `width` values for each row of x."""
+    return cpu_pool.empty((x.shape[0], width), x)
+
+
+def forward(
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    save: bool,
+) -> Forward:
+    """Runs a layer; see :class:`~fastrnn.kernels.contract.KernelModule`."""
+    hidden_size = states[0].shape[1]
+    y = _rows(x, hidden_size)
+    final = tuple([torch.empty_like(state) for state in states])
+    saved = tuple(
+        [_rows(x, k * hidden_size) if save else x.new_empty(0) for k in cell.saved_widths]
+    )
+    arrays = ForwardArrays(*addresses(x, *pair(states), *weights, y, *pair(final), *pair(saved)))
+    _call_layer("forward", cell, x, states[0], batch_sizes, reverse, arrays)
+    return y, final, saved
+
+
+def backward(
+    cell: Cell,
+    dy: Tensor | None,
+    d_final: Sequence[Tensor],
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    y: Tensor,
+    saved: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    need_dx: bool,
+) -> Backward:
+    """Computes a layer's gradients; see :class:`~fastrnn.kernels.contract.KernelModule`."""
+    w_ih, w_hh = weights
+    dx = _rows(x, x.shape[1]) if need_dx else x.new_empty(0)
+    d_states = tuple([torch.empty_like(state) for state in states])
+    new = torch.empty_like if states[0].shape[0] else torch.zeros_like  # without rows, zeros
+    d_bias = [new(w_ih[:, 0]) for _ in range(cell.bias_gradients)]
+    d_weights = (new(w_ih), new(w_hh), *d_bias)
+    arrays = _BackwardArrays(
+        *addresses(
+            dy, *pair(d_final), x, *pair(states), w_ih, w_hh, y, *pair(saved),
+            dx, *pair(d_states), *d_weights,
+        )
+    )  # fmt: skip
+    _call_layer("backward", cell, x, states[0], batch_sizes, reverse, arrays)
+    return dx, d_states, d_weights

@@ -1,0 +1,68 @@
+// How many threads a call uses, and how they divide the work.
+#pragma once
+
+#include "../call.h"
+#include "job.h"
+
+namespace fastrnn {
+
+// Costs are in cycles of one core. Threads, barriers and caches cost the same for every arithmetic.
+constexpr double kWakeCycles = 4000;           // to wake the other threads, per call
+constexpr double kBarrierCycles = 600;         // for the threads of a row group, per step
+constexpr double kNearCacheBytes = 768 << 10;  // largest weights that stay in a core's own caches
+constexpr double kNearBytesPerCycle = 32;      // from those caches
+constexpr double kFarBytesPerCycle = 8;        // from beyond them
+
+// The costs of one arithmetic.
+struct CostModel {
+  double product_cycles;  // to multiply a vector of weights by an element of the input or of h
+  double weight_bytes;    // of one packed weight
+};
+
+// float32 was measured on Zen 4 with AVX-512. The other rows are relative to it, as measured by
+// benchmarks/grid_costs.cpp on Zen 3 with AVX2: 0.82 cycles per product in float32, 1.06 in
+// float64, and 0.84 in bfloat16, whose packed weights are float32.
+inline CostModel cost_model(int dtype) {
+  switch (dtype) {
+    case FASTRNN_FLOAT64:
+      return {1.3, 8};
+    case FASTRNN_BFLOAT16:
+    default:
+      return {1, 4};
+  }
+}
+
+// Cycles per step on a grid: the products of the busiest thread or, if that takes longer, reading
+// its weights; and a barrier if threads divide the hidden units.
+inline double step_cycles(const fastrnn_problem &p, int lanes, const Grid &grid) {
+  const CostModel costs = cost_model(p.dtype);
+  const int64_t gates = p.cell == FASTRNN_LSTM ? 4 : 3, panels = ceil_div(p.hidden_size, lanes);
+  const int64_t depth = p.hidden_size + (p.input_size < 32 ? p.input_size : 0);
+  const double vectors = double(ceil_div(panels, grid.column_groups) * gates * depth);
+  const double bytes = vectors * lanes * costs.weight_bytes;
+  const double products =
+      vectors * double(ceil_div(p.batch, grid.row_groups)) * costs.product_cycles;
+  const double reads = bytes / (bytes < kNearCacheBytes ? kNearBytesPerCycle : kFarBytesPerCycle);
+  return (products > reads ? products : reads) + (grid.column_groups > 1 ? kBarrierCycles : 0);
+}
+
+// The grid of at most `threads` threads with the shortest step, or one thread if the whole call is
+// too short to wake others. A larger grid must be at least 2% faster.
+inline Grid choose_grid(const fastrnn_problem &p, int lanes, int threads) {
+  const int64_t panels = ceil_div(p.hidden_size, lanes);
+  Grid best;
+  double shortest = 0;
+  for (int rows = 1; rows <= threads && rows <= p.batch; ++rows) {
+    for (int columns = 1; rows * columns <= threads && columns <= panels; ++columns) {
+      const Grid grid = {rows, columns};
+      const double cycles = step_cycles(p, lanes, grid);
+      if (shortest == 0 || cycles < shortest * 0.98) {
+        shortest = cycles;
+        best = grid;
+      }
+    }
+  }
+  return shortest * double(p.steps) < kWakeCycles ? Grid{} : best;
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,28 @@
+"""Layers on GPUs in Triton.
+
+`layer` offers what :class:`fastrnn.kernels.contract.KernelModule` asks for, and `pixels` what
+:class:`fastrnn.kernels.contract.PixelLoop` does. This module does not import Triton, so that one
+can ask for `load_error` and `DTYPES` without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def load_error() -> str | None:
+    """Why the Triton kernels cannot be used on this machine's GPUs; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if torch.version.hip is not None:
+        lanes = torch.cuda.get_device_properties().warp_size
+        return None if lanes == 64 else f"AMD GPUs of 64 lanes a wavefront are needed, not {lanes}"
+    if (found := torch.cuda.get_device_capability()) < (8, 0):
+        return f"compute capability 8.0 or newer is needed, not {found[0]}.{found[1]}"
+    return None

@@ -1,0 +1,43 @@
+// The grids that kernels/csrc/cpu/grid.h chooses for sizes on either side of its decisions. The
+// results of a layer do not depend on the grid; its speed does.
+#include <cpu/grid.h>
+
+#include "check.h"
+
+namespace {
+
+struct Choice {
+  int dtype, threads;
+  int64_t steps, batch, hidden;
+  int row_groups, column_groups;
+};
+
+// An LSTM with one input feature and 64-byte vectors.
+const Choice kChoices[] = {
+    {FASTRNN_FLOAT32, 2, 1, 1, 32, 1, 1},      {FASTRNN_FLOAT32, 2, 784, 1, 32, 1, 1},
+    {FASTRNN_FLOAT32, 2, 784, 1, 64, 1, 2},    {FASTRNN_FLOAT32, 2, 784, 2, 128, 1, 2},
+    {FASTRNN_FLOAT32, 2, 784, 200, 128, 1, 2}, {FASTRNN_FLOAT32, 2, 784, 32, 256, 1, 2},
+    {FASTRNN_FLOAT32, 4, 784, 2, 256, 1, 4},   {FASTRNN_FLOAT32, 8, 784, 200, 512, 1, 8},
+    {FASTRNN_FLOAT32, 1, 784, 200, 512, 1, 1}, {FASTRNN_FLOAT64, 2, 784, 1, 48, 1, 2},
+    {FASTRNN_FLOAT64, 2, 784, 2, 64, 1, 2},    {FASTRNN_FLOAT64, 2, 784, 4, 64, 2, 1},
+    {FASTRNN_FLOAT64, 2, 784, 200, 128, 1, 2}, {FASTRNN_BFLOAT16, 2, 784, 2, 64, 1, 2},
+    {FASTRNN_BFLOAT16, 2, 784, 1, 64, 1, 2},   {FASTRNN_BFLOAT16, 2, 784, 200, 128, 1, 2},
+};
+
+}  // namespace
+
+void check_grid() {
+  for (const Choice &c : kChoices) {
+    const fastrnn_problem problem = {FASTRNN_LSTM, c.dtype, 0,        c.threads, c.steps,
+                                     c.batch,      1,       c.hidden, nullptr};
+    const int lanes = c.dtype == FASTRNN_FLOAT64 ? 8 : 16;
+    const fastrnn::Grid grid = fastrnn::choose_grid(problem, lanes, c.threads);
+    std::ostringstream where;
+    where << "grid, dtype " << c.dtype << " threads " << c.threads << " T " << c.steps << " B "
+          << c.batch << " H " << c.hidden;
+    if (grid.row_groups != c.row_groups)
+      fail(where.str(), "row groups", grid.row_groups, c.row_groups);
+    if (grid.column_groups != c.column_groups)
+      fail(where.str(), "column groups", grid.column_groups, c.column_groups);
+  }
+}

@@ -1,0 +1,92 @@
+"""Every private name of torch that fastrnn uses is in one module, and is there in this torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+import fastrnn
+import fastrnn.kernels
+from fastrnn import _compat
+
+PACKAGE = Path(fastrnn.__file__).parent
+FOLDERS = (PACKAGE, Path(fastrnn.kernels.__file__).parent)  # which lies elsewhere in a checkout
+SOURCES = sorted({path for folder in FOLDERS for path in folder.rglob("*.py")})
+# torch._C, torch.cpu._is_…, from torch._higher_order_ops import …, forward_ad._current_level
+PRIVATE = re.compile(
+    r"\btorch(\.\w+)*\._[a-z]\w*|from torch[\w.]* import _|\bforward_ad\._|_dynamo_"
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if p.name != "_compat.py"],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_no_other_module_uses_a_private_name_of_torch(path: Path) -> None:
+    code = [line.partition("#")[0] for line in path.read_text().splitlines()]
+    assert [line for line in code if PRIVATE.search(line)] == []
+
+
+def test_a_layer_has_the_private_attributes_of_rnn_base() -> None:
+    layer = nn.GRU(2, 3)
+    for name in _compat.RNN_BASE_NAMES:
+        assert hasattr(layer, name), name
+
+
+def test_no_private_attribute_of_rnn_base_is_used_that_is_not_listed() -> None:
+    private = {name for name in dir(nn.RNNBase(*("GRU", 2, 3))) if re.match(r"_[a-z]", name)}
+    of_module = {name for name in dir(nn.Module()) if re.match(r"_[a-z]", name)}
+    used = set(re.findall(r"self\.(_[a-z]\w*)", (PACKAGE / "nn.py").read_text()))
+    own = {name for cls in (fastrnn.GRU, fastrnn.LSTMCell) for name in _own_names(cls)}
+    assert used & (private | of_module) <= set(_compat.RNN_BASE_NAMES) | own
+
+
+def _own_names(cls: type) -> set[str]:
+    return {name for base in cls.__mro__ if base.__module__ == "fastrnn.nn" for name in vars(base)}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself
+def test_transforms_are_noticed() -> None:
+    x = torch.ones(3)
+    seen = []
+    assert not _compat.is_transformed([x])
+    torch.vmap(lambda t: seen.append(_compat.is_transformed([x, t])) or t)(x)
+    torch.func.grad(lambda t: seen.append(_compat.is_transformed([t])) or t.sum())(x)
+    with forward_ad.dual_level():
+        seen.append(_compat.is_transformed([x, forward_ad.make_dual(x, x)]))
+        assert not _compat.is_transformed([x])
+    assert seen == [True] * 3
+
+
+def test_a_constant_function_is_evaluated_once_for_a_graph() -> None:
+    calls = []
+
+    @_compat.constant_in_graphs
+    def constant() -> int:
+        calls.append(1)
+        return 3
+
+    compiled = torch.compile(lambda x: x * constant(), fullgraph=True, backend="eager")
+    for _ in range(3):
+        assert compiled(torch.ones(2)).eq(3).all()
+    assert len(calls) == 1
+
+
+def test_bfloat16_pairs_are_what_the_processor_reports() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("reads /proc/cpuinfo")
+    assert _compat.multiplies_bfloat16_in_pairs() == ("avx512_bf16" in cpuinfo.read_text().split())
+
+
+def test_own_parameters_are_those_of_the_module_itself() -> None:
+    cell = nn.LSTMCell(2, 3)
+    assert _compat.own_parameters(cell)["weight_ih"] is cell.weight_ih
+    nn.utils.parametrizations.weight_norm(cell, "weight_hh")
+    assert "weight_hh" not in _compat.own_parameters(cell)
