@@ -1,8 +1,8 @@
 """fastrnn: torch.nn.LSTM and torch.nn.GRU, faster, by a one-word swap."""
 
-from fastrnn.backends import VERSION as __version__
-from fastrnn.backends import backend, backend_info
-from fastrnn.nn import GRU, LSTM, GRUCell, LSTMCell, convert
+from fastrnn.backends import backend, backend_info, empty_cache, fastrnn_version
+from fastrnn.conversion import convert, revert
+from fastrnn.nn import GRU, LSTM, GRUCell, LSTMCell
 
 __all__ = [
     "GRU",
@@ -13,4 +13,12 @@ __all__ = [
     "backend",
     "backend_info",
     "convert",
+    "empty_cache",
+    "revert",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # reading it takes longer than anything else here
+        return fastrnn_version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
+_Module = TypeVar("_Module", bound=nn.Module)
 
 # Attributes of torch.nn.RNNBase that fastrnn.nn reads or overrides, so that parameters, flattening
 # and parametrisations behave exactly as in torch.nn. If one goes: collect the weights by name
@@ -23,9 +24,30 @@ RNN_BASE_NAMES = (
     "_flat_weights",  # the weights in the order that functional.lstm takes
     "_flat_weights_names",
     "_flat_weight_refs",  # weak references to the parameters behind _flat_weights
-    "_update_flat_weights",  # refreshes _flat_weights after a parameter was replaced
-    "_weights_have_changed",  # overridden: torch's version is slow for a small call
+    "_init_flat_weights",  # collects them anew after a parameter was replaced
+    "_update_flat_weights",  # does so if need be; parametrised weights are computed in it
 )
+
+
+def constant_in_graphs(function: _Function) -> _Function:
+    """Makes torch.compile evaluate a function while it traces, and keep the result.
+
+    The public torch.compiler.assume_constant_result does the same, but it imports Dynamo, which
+    takes a second. If _dynamo_marked_constant goes: use the public function.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
+def transforms_active() -> bool:
+    """Whether a functorch transform or a level of forward-mode differentiation is active.
+
+    torch has no public test, and this one takes a fifth of a microsecond. If one of the two names
+    goes: call :func:`is_transformed` for each call.
+    """
+    functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    return functorch or forward_ad._current_level >= 0
 
 
 def is_transformed(tensors: Sequence[Tensor]) -> bool:
@@ -40,16 +62,6 @@ def is_transformed(tensors: Sequence[Tensor]) -> bool:
         return True
     level = forward_ad._current_level
     return level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def constant_in_graphs(function: _Function) -> _Function:
-    """Makes torch.compile evaluate a function while it traces, and keep the result.
-
-    The public torch.compiler.assume_constant_result does the same, but it imports Dynamo, which
-    takes a second. If _dynamo_marked_constant goes: use the public function.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @constant_in_graphs
@@ -69,3 +81,55 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     instead. If that goes: use getattr.
     """
     return module._parameters
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs forward hooks: its own, or those of all modules.
+
+    torch has no public test. If one of these names goes: return True, and modules are called.
+    """
+    every = nn.modules.module
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or every._global_forward_hooks
+        or every._global_forward_pre_hooks
+    )
+
+
+def variant(module: _Module, **attributes: object) -> _Module:
+    """A module that shares everything with another, hooks included, but these attributes.
+
+    Module.compile() leaves a compiled call of the other module in Module._compiled_call_impl, which
+    is not kept. If that goes: remove whatever takes its place.
+    """
+    new = type(module).__new__(type(module))
+    vars(new).update(vars(module), **attributes)
+    vars(new).pop("_compiled_call_impl", None)
+    return new
+
+
+class InPlaceChanges:
+    """Notices changes of a tensor's values in place, without keeping its memory.
+
+    autograd would refuse a saved output that was changed, where torch.nn's GRU allows it. A
+    detached tensor shares the version counter, Tensor._version, which torch's notes on autograd
+    describe but which has no public name; a view would keep the graph alive. If _version goes: save
+    the output itself and let autograd refuse.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._counter = tensor.detach()
+        self._counter.data = tensor.new_empty(0)
+        self._version = self._counter._version
+
+    def __bool__(self) -> bool:
+        return self._counter._version != self._version
+
+
+def storage_users(storage: torch.UntypedStorage) -> int:
+    """How many tensors use a storage, plus one for the object given.
+
+    torch has no public function. If _storage_Use_Count goes: return 2, and no memory is used again.
+    """
+    return torch._C._storage_Use_Count(storage._cdata)

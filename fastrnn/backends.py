@@ -17,20 +17,25 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, cast
 
 import torch
 
 from fastrnn import _compat, tuning
-from fastrnn.kernels.contract import CELLS as CELLS  # noqa: PLC0414  # for callers, too
-from fastrnn.kernels.contract import KernelModule
-from fastrnn.tuning import Call as Call  # noqa: PLC0414
+from fastrnn.kernels import cpu_pool
+from fastrnn.kernels.contract import CELLS, KernelModule
+from fastrnn.tuning import Call as Call  # noqa: PLC0414  (for callers, too)
 
-try:
-    VERSION = version("fastrnn")
-except PackageNotFoundError:  # a source tree that is not installed
-    VERSION = "unknown"
+
+@functools.cache
+def fastrnn_version() -> str:
+    """The version of fastrnn that is installed; ``unknown`` for a source tree that is not."""
+    from importlib.metadata import PackageNotFoundError, version  # loads slowly
+
+    try:
+        return version("fastrnn")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _nothing_missing() -> str | None:
@@ -45,7 +50,7 @@ class Backend:
         name: what ``fastrnn.backend`` takes.
         summary: one line for users.
         where: the devices, for users.
-        module: below fastrnn.kernels, what follows the contract; None for torch's own layers.
+        module: below fastrnn.kernels, what follows the contract.
         devices: torch.device types that it runs on; None for any.
         dtypes: that it computes in; None for any.
         automatic: whether the choice considers it before torch's path.
@@ -59,7 +64,7 @@ class Backend:
     name: str
     summary: str
     where: str
-    module: str | None = None
+    module: str
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
     automatic: bool = False
@@ -75,20 +80,21 @@ class Backend:
             return "proj_size > 0 is not supported"
         if call.transformed and not self.transforms:
             return "forward-mode gradients and functorch transforms are not supported"
-        if self.devices is not None and call.device not in self.devices:
-            return f"tensors are on {call.device}"
-        if self.dtypes is not None and call.dtype not in self.dtypes:
-            return f"{call.dtype} is not supported ({_listed(self.dtypes)})"
-        return self.load_error()
+        return self.unsupported_device(call) or self.unsupported_dtype(call) or self.load_error()
+
+    def unsupported_device(self, call: Call) -> str | None:
+        """Why this backend cannot take tensors of a call's device; None if it can."""
+        known = self.devices is None or call.device in self.devices
+        return None if known else f"tensors are on {call.device}"
+
+    def unsupported_dtype(self, call: Call) -> str | None:
+        """Why this backend cannot take tensors of a call's dtype; None if it can."""
+        if self.dtypes is None or call.dtype in self.dtypes:
+            return None
+        return f"{call.dtype} is not supported ({_listed(self.dtypes)})"
 
     def kernels(self) -> KernelModule:
-        """The module that follows the contract; loaded on first use.
-
-        Raises:
-            RuntimeError: this backend has none.
-        """
-        if self.module is None:
-            raise RuntimeError(f"backend {self.name!r} has no kernels of fastrnn's")
+        """The module that follows the contract; loaded on first use."""
         return cast(KernelModule, _kernel_module(self.module))
 
 
@@ -116,6 +122,7 @@ def _function_of(module: str, name: str) -> Callable[[], Any]:
     return function
 
 
+_CPU = torch.device("cpu")
 _16_BITS = (torch.bfloat16, torch.float16)
 
 # In the order in which the choice considers them.
@@ -159,6 +166,7 @@ BACKENDS: dict[str, Backend] = {
             name="torch",
             summary="what torch.nn itself calls: oneDNN, cuDNN, ATen",
             where="anywhere",
+            module="vendor",
             projections=True,
             transforms=True,
             facts=lambda: {"mkldnn": torch.backends.mkldnn.is_available()},
@@ -178,6 +186,19 @@ TORCH, REFERENCE = list(BACKENDS.values())[-2:]
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "backend", default=os.environ.get("FASTRNN_BACKEND") or None
 )
+
+
+def empty_cache() -> None:
+    """Gives memory back that fastrnn keeps for the results of later calls on CPUs.
+
+    Without this, at most an eighth of the machine's memory is kept, or 1 GiB if that is more.
+    """
+    cpu_pool.clear()
+
+
+cpu_pool.enable(_compat.storage_users)
+
+FORCED = "forced"  # the reason for the choice of a forced backend
 
 
 class Choice(NamedTuple):
@@ -233,7 +254,7 @@ def choose(call: Call) -> Choice:
                 f"backend {forced!r} cannot run this call: {reason}. Leave the choice to fastrnn, "
                 "or force another backend (FASTRNN_BACKEND, fastrnn.backend)"
             )
-        return Choice(forced, "forced")
+        return Choice(forced, FORCED)
     if call.transformed and unsupported(REFERENCE.name, call) is None:
         reason = "forward-mode gradients and functorch need differentiable steps"
         return Choice(REFERENCE.name, reason)
@@ -255,18 +276,53 @@ def unsupported(name: str, call: Call) -> str | None:
     return BACKENDS[name].unsupported(call)
 
 
+def kernels_for(name: str, call: Call) -> KernelModule:
+    """The kernels that run an op's call.
+
+    Args:
+        name: of the backend; empty for what this machine chooses.
+        call: the op's; ``training`` says that results for backward are kept.
+
+    Raises:
+        RuntimeError: the backend does not support the call.
+        ValueError: there is no backend of this name.
+    """
+    if not name:
+        return _chosen_kernels(call)
+    record = BACKENDS[checked_name(name, "fastrnn op")]
+    reason = record.unsupported_dtype(call)
+    if reason is None and (elsewhere := record.unsupported_device(call)) is not None:
+        # GPU kernels that are interpreted or emulated take CPU tensors; no GPU can come to harm.
+        emulated = torch.device(call.device) == _CPU and not torch.cuda.is_available()
+        reason = None if emulated else elsewhere
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot run this op: {reason}")
+    return record.kernels()
+
+
+def _chosen_kernels(call: Call) -> KernelModule:
+    choice = choose(call).backend
+    if choice == TORCH.name and call.training:  # torch keeps to itself what its backward needs
+        for record in BACKENDS.values():
+            if record.automatic and unsupported(record.name, call) is None:
+                return record.kernels()
+        return REFERENCE.kernels()
+    return BACKENDS[choice].kernels()
+
+
 def pixel_loop(call: Call, layers: int) -> Callable[..., torch.Tensor] | None:
     """The function that reads or draws a whole sequence of pixels; None if there is none.
 
-    That is the ``run`` of a backend's :class:`~fastrnn.kernels.contract.PixelLoop`. Without one,
-    the caller steps the model's own layers.
+    That is the ``run`` of a backend's :class:`~fastrnn.kernels.contract.PixelLoop`, with its first
+    argument, the cell, filled in. Without one, the caller steps the model's own layers.
 
     Args:
         call: the first layer's; H is that of all layers.
         layers: of the model.
     """
     forced = forced_backend()
-    if call.cell.lower() not in CELLS or (forced is None and tuning.UNTIMED.holds(call)):
+    cell = CELLS.get(call.cell.lower())
+    if cell is None or (forced is None and tuning.UNTIMED.holds(call)):
         return None
     for record in BACKENDS.values():
         if record.pixel_loop is None or (record.name != forced if forced else not record.automatic):
@@ -274,7 +330,7 @@ def pixel_loop(call: Call, layers: int) -> Callable[..., torch.Tensor] | None:
         if unsupported(record.name, call) is None:
             loop = _kernel_module(record.pixel_loop)
             if call.dtype in loop.DTYPES and loop.fits(call.hidden_size, layers):
-                return loop.run
+                return functools.partial(loop.run, cell)
     return None
 
 
@@ -293,7 +349,7 @@ def backend_info() -> dict[str, Any]:
             **record.facts(),
         }
     return {
-        "fastrnn": VERSION,
+        "fastrnn": fastrnn_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),

@@ -8,18 +8,23 @@ layer and direction w_ih, w_hh and, with biases, b_ih, b_hh.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.functional import dropout as drop
 
 from fastrnn import backends, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
-from fastrnn._compat import is_transformed
+from fastrnn._compat import constant_in_graphs, is_transformed, transforms_active
+from fastrnn.gradients import differentiable
 from fastrnn.kernels.contract import CELLS
 
 _VENDOR = backends.TORCH.name
+_WHERE_IT_RUNS = ""  # the backend that an op in a graph holds: the choice is made where it runs
 
 
 class StackOptions(NamedTuple):
@@ -69,6 +74,8 @@ def lstm(
         RuntimeError: a forced backend does not support the call, or torch.lstm raises it.
     """
     options = StackOptions(bias, num_layers, dropout, training, bidirectional)
+    if not _is_pair(hx):  # torch raises its own error
+        return _vendor(torch.lstm, input, hx, weights, options, batch_first, batch_sizes)
     return _run("lstm", input, hx, weights, options, batch_first, batch_sizes, proj_size)
 
 
@@ -107,26 +114,46 @@ def _run(
     batch_sizes: Tensor | None,
     proj_size: int,
 ) -> Any:
-    steps, batch = _steps_and_batch(input, states, batch_first, batch_sizes)
-    backend = _VENDOR
-    if not _single_cpu_step(steps, input):
+    if batch_sizes is not None:
+        steps, batch, batch_first = batch_sizes.shape[0], states[0].shape[1], False
+    else:
+        size = input.shape
+        steps, batch = (size[1], size[0]) if batch_first else (size[0], size[1])
+    backend, transformed, tensors = _VENDOR, False, (input, *states, *weights)
+    if steps != 1 or _needs_a_choice(input):
         if _autocast(input):
             dtype = torch.get_autocast_dtype(input.device.type)
             input, *rest = (_cast(t, dtype) for t in (input, *states, *weights))
             states, weights = tuple(rest[: len(states)]), rest[len(states) :]
-        backend = _choose(cell, input, states, weights, steps, batch, proj_size > 0)
+        tensors = (input, *states, *weights)
+        transformed = _transformed(tensors)
+        backend = _choose(cell, tensors, len(states), steps, batch, proj_size > 0, transformed)
     if backend == _VENDOR:
         if cell == "lstm":
             return _vendor(torch.lstm, input, states, weights, options, batch_first, batch_sizes)
         return _vendor(torch.gru, input, states[0], weights, options, batch_first, batch_sizes)
-    if batch_sizes is not None:
-        return _layers(cell, backend, input, states, weights, options, batch_sizes)
-    if batch_first:
-        input = input.transpose(0, 1)
-    rows = input.reshape(steps * batch, input.shape[2])
-    output, *final = _layers(cell, backend, rows, states, weights, options, None)
-    output = output.view(steps, batch, output.shape[1])
-    return (output.transpose(0, 1) if batch_first else output, *final)
+    op = _operation(cell, transformed)
+    tail = (_saves(options.training, tensors), backend, batch_first)
+    return _layers(op, input, states, weights, options, batch_sizes, tail)
+
+
+def _is_pair(hx: Any) -> bool:
+    """Whether an LSTM's states are two, in a tuple or a list."""
+    return isinstance(hx, tuple | list) and len(hx) == 2
+
+
+def _needs_a_choice(input: Tensor) -> bool:
+    """Whether a single step needs more than torch's path.
+
+    There are no weights to keep on chip in a single step, and on a CPU the choice would cost more
+    than it could save.
+    """
+    return (
+        not input.is_cpu
+        or transforms_active()
+        or backends.forced_backend() is not None
+        or _autocast(input)
+    )
 
 
 def _autocast(input: Tensor) -> bool:
@@ -154,37 +181,27 @@ def _vendor(
     return function(input, batch_sizes, hx, weights, *options)
 
 
-def _steps_and_batch(
-    input: Tensor, states: tuple[Tensor, ...], batch_first: bool, batch_sizes: Tensor | None
-) -> tuple[int, int]:
-    """T and B."""
-    if batch_sizes is not None:
-        return batch_sizes.shape[0], states[0].shape[1]
-    size = input.shape
-    return (size[1], size[0]) if batch_first else (size[0], size[1])
-
-
-def _single_cpu_step(steps: int, input: Tensor) -> bool:
-    """Whether this is one step on a CPU, for which torch's path is taken without further checks.
-
-    There are no weights to keep on chip, and a choice would cost more than it could save.
-    """
-    return steps == 1 and input.is_cpu and backends.forced_backend() is None
-
-
 def _choose(
     cell: str,
-    input: Tensor,
-    states: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
+    tensors: tuple[Tensor, ...],
+    states: int,
     steps: int,
     batch: int,
     projected: bool,
+    transformed: bool,
 ) -> str:
-    tensors = (input, *states, *weights)
-    # Let torch raise its own error, or return its own empty result.
-    if input.numel() == 0 or any(_differs(t, input) for t in tensors):
+    """The backend for input, states and weights; torch's for whatever only torch can answer."""
+    input = tensors[0]
+    compiling = torch.compiler.is_compiling()
+    if not compiling and any(_overrides_functions(type(t)) for t in tensors):
+        return _VENDOR  # such a class expects to be asked about torch's functions
+    if input.layout != torch.strided:
         return _VENDOR
+    if input.numel() == 0 or any(_differs(t, input) for t in tensors):
+        return _VENDOR  # torch raises its own error, or returns its own empty result
+    in_graph = compiling or is_tracing()
+    if in_graph and _onnx_export():
+        return _VENDOR  # ONNX has operators for torch's
     call = backends.Call(
         cell=cell.upper(),
         device=input.device.type,
@@ -192,12 +209,40 @@ def _choose(
         steps=steps,
         batch=batch,
         input_size=input.shape[-1],
-        hidden_size=states[-1].shape[-1],
+        hidden_size=tensors[states].shape[-1],
         training=_needs_gradients(tensors),
         projected=projected,
-        transformed=_transformed(tensors),
+        transformed=transformed,
     )
-    return backends.choose(call).backend
+    choice = backends.choose(call)
+    if in_graph and choice.backend != _VENDOR and choice.reason != backends.FORCED:
+        return _WHERE_IT_RUNS
+    return choice.backend
+
+
+def _transformed(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether a transform follows the call; torch.compile cannot ask the tensors themselves."""
+    return transforms_active() and (torch.compiler.is_compiling() or is_transformed(tensors))
+
+
+def _operation(cell: str, transformed: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """The op of a cell, or differentiable steps for transforms, which cannot see into an op."""
+    if not transformed:
+        return (torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru).default
+    forward = differentiable(CELLS[cell])
+
+    def steps(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, reverse, _save, _backend, batch_first = args
+        return forward(*tensors, reverse, batch_first)
+
+    return steps
+
+
+@functools.cache
+def _overrides_functions(kind: type[Tensor]) -> bool:
+    """Whether a class of tensors handles torch's functions itself, as ExpandedWeight does."""
+    function = getattr(kind.__torch_function__, "__func__", None)
+    return function not in (None, getattr(Tensor.__torch_function__, "__func__", None))
 
 
 def _differs(tensor: Tensor, input: Tensor) -> bool:
@@ -205,52 +250,48 @@ def _differs(tensor: Tensor, input: Tensor) -> bool:
 
 
 def _needs_gradients(tensors: Sequence[Tensor]) -> bool:
-    # torch.jit.trace traces a second time, without gradients, and expects the same graph.
-    wanted = torch.is_grad_enabled() or torch.jit.is_tracing()
-    return wanted and any(t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _transformed(tensors: Sequence[Tensor]) -> bool:
-    return not torch.compiler.is_compiling() and is_transformed(tensors)
+def _saves(training: bool, tensors: Sequence[Tensor]) -> bool:
+    """Whether the ops keep what backward needs.
+
+    A graph that is exported or traced serves inference unless the module is in training mode; its
+    backward pass, if there ever is one, runs the layers again. torch.jit.trace also traces a second
+    time without gradients, and expects the same graph.
+    """
+    if torch.compiler.is_exporting() or is_tracing():
+        return training and any(t.requires_grad for t in tensors)
+    return _needs_gradients(tensors)
 
 
-def _operation(cell: str, backend: str, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-    """The op of a cell; under a transform, which cannot see into it, the reference's arithmetic."""
-    if backend == backends.REFERENCE.name and _transformed(tensors):
-        return _differentiable(cell)
-    packet = torch.ops.fastrnn.lstm if cell == "lstm" else torch.ops.fastrnn.gru
-    return packet.default
-
-
-def _differentiable(cell: str) -> Callable[..., tuple[Tensor, ...]]:
-    """The reference's forward pass with the op's arguments and results."""
-    kernels, record = backends.REFERENCE.kernels(), CELLS[cell]
-    n = 1 + record.states
-
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        y, final, saved = kernels.forward(
-            record, args[0], args[1:n], args[n : n + 4], *args[n + 4 : -1]
-        )
-        return (y, *final, *saved)
-
-    return forward
+@constant_in_graphs
+def _onnx_export() -> bool:
+    # torch.onnx takes long to import, and is there if it is exporting.
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def _layers(
-    cell: str,
-    backend: str,
-    rows: Tensor,
+    op: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
     states: tuple[Tensor, ...],
     weights: Sequence[Tensor],
     options: StackOptions,
     batch_sizes: Tensor | None,
+    tail: tuple[bool, str, bool],
 ) -> tuple[Tensor, ...]:
-    """All layers and directions over rows [N, I]; returns [N, D * H] and the final states."""
+    """All layers and directions; returns the output and the final states."""
     bias, num_layers, dropout, training, bidirectional = options
     directions = 2 if bidirectional else 1
     per_direction = 4 if bias else 2
-    save = _needs_gradients((rows, *states, *weights))
-    op = _operation(cell, backend, (rows, *states, *weights))
+    if num_layers == directions == 1:  # no state has to be taken apart or put together
+        w = weights if bias else (*weights, None, None)
+        return op(x, *states, *w, batch_sizes, False, *tail)[: 1 + len(states)]
+    save, backend, batch_first = tail
+    swapped = batch_first and bidirectional  # two directions are put together time-major
+    if swapped:
+        x, tail = x.transpose(0, 1), (save, backend, False)
+    initial = list(zip(*(state.unbind(0) for state in states), strict=True))
     finals: list[tuple[Tensor, ...]] = []
     for layer in range(num_layers):
         outputs = []
@@ -258,18 +299,17 @@ def _layers(
             k = layer * directions + direction
             w = weights[k * per_direction : (k + 1) * per_direction]
             w_ih, w_hh, b_ih, b_hh = w if bias else (*w, None, None)
-            initial = [state[k] for state in states]
             y, *rest = op(
-                rows, *initial, w_ih, w_hh, b_ih, b_hh, batch_sizes, direction == 1, save, backend
+                x, *initial[k], w_ih, w_hh, b_ih, b_hh, batch_sizes, direction == 1, *tail
             )
             outputs.append(y)
             finals.append(tuple(rest[: len(states)]))
-        rows = outputs[0] if directions == 1 else torch.cat(outputs, 1)
+        x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if dropout and training and layer < num_layers - 1:
-            rows = drop(rows, dropout, training=True)
-    if len(finals) == 1:
-        return (rows, *(final.unsqueeze(0) for final in finals[0]))
-    return (rows, *(torch.stack(final) for final in zip(*finals, strict=True)))
+            x = drop(x, dropout, training=True)
+    if swapped:
+        x.transpose_(0, 1)  # in place, for a view cannot be detached in place
+    return (x, *(torch.stack(final) for final in zip(*finals, strict=True)))
 
 
 def lstm_cell(
@@ -294,10 +334,8 @@ def lstm_cell(
     Raises:
         RuntimeError: a forced backend does not support the call, or torch.lstm_cell raises it.
     """
-    if not _single_cpu_step(1, input):
-        weights = (w_ih, w_hh, b_ih, b_hh)
-        if (found := _step("lstm", input, hx, weights)) is not None:
-            return found[0], found[1]
+    if _needs_a_choice(input) and _is_pair(hx):
+        return _step("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
     return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -314,31 +352,33 @@ def gru_cell(
     Arguments and errors are those of :func:`lstm_cell`, except that ``hx`` is h [B, H] alone and
     that weights have 3H rows. Returns the new h [B, H].
     """
-    if not _single_cpu_step(1, input):
-        weights = (w_ih, w_hh, b_ih, b_hh)
-        if (found := _step("gru", input, (hx,), weights)) is not None:
-            return found[0]
+    if _needs_a_choice(input):
+        return _step("gru", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
     return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
-def _step(
-    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]
-) -> tuple[Tensor, ...] | None:
-    """The states after one step by the chosen backend's op; None if that is torch's cell."""
+def _step(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Any, ...]) -> Any:
+    """The states after one step, by the chosen backend."""
     if _autocast(input):
-        return None
-    given = [w for w in weights if w is not None]
-    if _sizes_disagree(input, states, given):
-        return None  # torch raises its own error
-    batch = input.shape[0]
-    if (backend := _choose(cell, input, states, given, 1, batch, False)) == _VENDOR:
-        return None
-    op = _operation(cell, backend, (input, *states, *given))
-    save = _needs_gradients((input, *states, *given))
-    return op(input, *states, *weights, None, False, save, backend)[1 : 1 + len(states)]
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, states = _cast(input, dtype), tuple([_cast(state, dtype) for state in states])
+        weights = tuple([w if w is None else _cast(w, dtype) for w in weights])
+    tensors = (input, *states, *(w for w in weights if w is not None))
+    transformed = _transformed(tensors)
+    if _sizes_disagree(input, states, weights):
+        backend = _VENDOR  # torch raises its own error
+    else:
+        backend = _choose(cell, tensors, len(states), 1, input.shape[0], False, transformed)
+    if backend == _VENDOR:
+        if cell == "lstm":
+            return torch.lstm_cell(input, states, *weights)
+        return (torch.gru_cell(input, states[0], *weights),)
+    op = _operation(cell, transformed)
+    tail = (_needs_gradients(tensors), backend, False)
+    return op(input, *states, *weights, None, False, *tail)[1 : 1 + len(states)]
 
 
-def _sizes_disagree(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:
+def _sizes_disagree(input: Tensor, states: tuple[Tensor, ...], weights: tuple[Any, ...]) -> bool:
     """Whether a cell's sizes disagree."""
     batch, hidden = input.shape[0], weights[1].shape[1]
     wrong = any(state.shape != (batch, hidden) for state in states)

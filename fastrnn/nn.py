@@ -1,4 +1,4 @@
-"""Drop-in torch.nn.LSTM, GRU, LSTMCell and GRUCell, and :func:`convert`.
+"""Drop-in torch.nn.LSTM, GRU, LSTMCell and GRUCell.
 
 Constructors, parameters, state_dict, arguments, shapes and errors are torch.nn's: see its
 documentation. The classes extend torch.nn.RNNBase and RNNCellBase, which is torch's own code for
@@ -8,20 +8,41 @@ trace.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
 from fastrnn._compat import own_parameters
 
-_Module = TypeVar("_Module", bound=nn.Module)
+
+def _is_symbolic(input: Any) -> bool:
+    """Whether torch.fx traces the call."""
+    return type(input) is fx.Proxy
 
 
-class _Recurrent(nn.RNNBase):
+class _DropIn(nn.Module):
+    """What the four classes share."""
+
+    torch_class: ClassVar[type[nn.Module]]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in its place: torch.nn's module with the same weights."""
+        twin = copy.copy(self)
+        twin.__class__ = self.torch_class  # type: ignore[assignment]
+        return twin
+
+    def _leaf(self, *args: Any) -> Any:
+        """A node of the graph that torch.fx traces, which treats torch.nn's layers like this."""
+        tracer = args[0].tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
+
+
+class _Recurrent(_DropIn, nn.RNNBase):
     """What LSTM and GRU share: packed and unbatched input, default states, torch's checks."""
 
     def _run(
@@ -32,11 +53,14 @@ class _Recurrent(nn.RNNBase):
         **options: Any,
     ) -> tuple[Any, Any]:
         """The output and the final states, from functional.lstm or functional.gru."""
+        if _is_symbolic(input):
+            return self._leaf(input, hx)
+        weights = self._layer_weights()
         rows, states, batch_sizes, batched = self._prepare(input, hx)
         output, *final = function(
             rows,
             states,
-            cast(list[Tensor], self._flat_weights),
+            weights,
             bias=self.bias,
             num_layers=self.num_layers,
             dropout=self.dropout,
@@ -61,7 +85,6 @@ class _Recurrent(nn.RNNBase):
 
     def _prepare(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, ...]:
         """Input with a batch axis, states in the sorted order, batch_sizes, and whether batched."""
-        self._update_flat_weights()
         batched, batch_sizes = True, None
         if isinstance(input, PackedSequence):
             input, batch_sizes, indices, _ = input
@@ -89,20 +112,56 @@ class _Recurrent(nn.RNNBase):
             self.check_forward_args(input, hx, batch_sizes)
         return input, hx, batch_sizes, batched
 
-    def _weights_have_changed(self) -> bool:
-        # torch's version looks up each weight twice through Module.__getattr__, which costs as much
-        # as a small call.
-        own = own_parameters(self)
-        for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
-            if name not in own:  # parametrised or pruned
-                return super()._weights_have_changed()
-            if ref is not None and ref() is not own[name]:
-                return True
-        return False
+    def _layer_weights(self) -> list[Tensor]:
+        """The weights in torch.nn's flat order, as they are now."""
+        names = self._flat_weights_names
+        if torch.compiler.is_compiling():  # follows attributes, not weak references to parameters
+            return [getattr(self, name) for name in names]
+        # torch's own test for changes looks up each weight twice through Module.__getattr__, which
+        # costs as much as a small call.
+        own, changed = own_parameters(self), False
+        for ref, name in zip(self._flat_weight_refs, names, strict=True):
+            if name not in own:  # parametrised or pruned: computed at each call, as often as torch
+                self._update_flat_weights()
+                weights = cast(list[Tensor], self._flat_weights)
+                self._flat_weights = [w.detach() for w in weights]  # a graph could not be copied
+                return weights
+            if ref is None or ref() is not own[name]:
+                changed = True
+        if changed:
+            self._init_flat_weights()
+        return cast(list[Tensor], self._flat_weights)
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """Raises what torch.nn.RNNBase raises for input that does not fit."""
+        if not torch.compiler.is_compiling():
+            super().check_input(input, batch_sizes)
+            return
+        # torch's check looks at _flat_weights, which a graph does not follow; the dtype is checked
+        # where the layer runs.
+        dim = 2 if batch_sizes is not None else 3
+        if input.dim() != dim:
+            raise RuntimeError(f"input must have {dim} dimensions, got {input.dim()}")
+        if self.input_size != input.size(-1):
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
+                f"got {input.size(-1)}"
+            )
 
     def _batched_states(self, hx: Any, batched: bool) -> Any:
         """The states with a batch axis."""
         raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # _flat_weights is derived; of a parametrised layer it holds results of a graph, which
+        # cannot be copied.
+        replica = self.__new__(type(self))
+        memo[id(self)] = replica
+        derived = ("_flat_weights", "_flat_weight_refs")
+        own = {name: value for name, value in vars(self).items() if name not in derived}
+        vars(replica).update(copy.deepcopy(own, memo))
+        replica._init_flat_weights()
+        return replica
 
 
 class LSTM(_Recurrent):
@@ -116,6 +175,8 @@ class LSTM(_Recurrent):
     and errors: torch.nn.LSTM.
     """
 
+    torch_class = nn.LSTM
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
@@ -125,15 +186,19 @@ class LSTM(_Recurrent):
     permute_hidden: Any = nn.LSTM.permute_hidden
 
     def _batched_states(self, hx: tuple[Tensor, Tensor], batched: bool) -> tuple[Tensor, Tensor]:
-        h, c = hx
         expected = 3 if batched else 2
-        if h.dim() != expected or c.dim() != expected:
+        if hx[0].dim() != expected or hx[1].dim() != expected:
             kind = "batched 3-D" if batched else "unbatched 2-D"
             raise RuntimeError(
                 f"For {kind} input, hx and cx should also be {expected}-D but got "
-                f"({h.dim()}-D, {c.dim()}-D) tensors"
+                f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             )
-        return (h, c) if batched else (h.unsqueeze(1), c.unsqueeze(1))
+        return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """Raises what torch.nn.LSTM raises; it leaves the dtype of packed input to torch.lstm."""
+        if batch_sizes is None or input.dtype == self.weight_ih_l0.dtype:
+            super().check_input(input, batch_sizes)
 
     def forward(
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
@@ -152,6 +217,8 @@ class GRU(_Recurrent):
     a PackedSequence, and returns ``output, h_n``. Shapes, parameters, equations and errors:
     torch.nn.GRU.
     """
+
+    torch_class = nn.GRU
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
@@ -174,7 +241,7 @@ class GRU(_Recurrent):
         return self._run(functional.gru, input, hx)
 
 
-class _Cell(nn.RNNCellBase):
+class _Cell(_DropIn, nn.RNNCellBase):
     """What LSTMCell and GRUCell share."""
 
     _gates: int
@@ -206,17 +273,20 @@ class LSTMCell(_Cell):
     ``forward(input, (h_0, c_0)=zeros)`` takes input [B, I] or [I] and returns ``h_1, c_1``.
     """
 
+    torch_class = nn.LSTMCell
     _gates = 4
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns ``h_1, c_1``; see the class."""
+        if _is_symbolic(input):
+            return self._leaf(input, hx)
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dim}D instead")
         if hx is None:
-            zeros = input.new_zeros((*input.shape[:-1], self.hidden_size))
+            zeros = input.new_zeros((*input.shape[:-1], self.hidden_size), layout=torch.strided)
             hx = (zeros, zeros)
         else:
             for index, state in enumerate(hx):
@@ -237,45 +307,21 @@ class GRUCell(_Cell):
     ``forward(input, h_0=zeros)`` takes input [B, I] or [I] and returns ``h_1``.
     """
 
+    torch_class = nn.GRUCell
     _gates = 3
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Returns ``h_1``; see the class."""
+        if _is_symbolic(input):
+            return self._leaf(input, hx)
         dim = input.dim()
         if dim not in (1, 2):
             raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {dim}D instead")
         if hx is None:
-            hx = input.new_zeros((*input.shape[:-1], self.hidden_size))
+            hx = input.new_zeros((*input.shape[:-1], self.hidden_size), layout=torch.strided)
         elif hx.dim() not in (1, 2):
             raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         if dim == 2:
             return functional.gru_cell(input, hx, *self._weights())
         row = functional.gru_cell(input.unsqueeze(0), hx.unsqueeze(0), *self._weights())
         return row.squeeze(0)
-
-
-_DROP_INS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.LSTM: LSTM,
-    nn.GRU: GRU,
-    nn.LSTMCell: LSTMCell,
-    nn.GRUCell: GRUCell,
-}
-
-
-def convert(model: _Module) -> _Module:
-    """Makes every torch.nn.LSTM, GRU, LSTMCell and GRUCell in a model fastrnn's, in place.
-
-    Only the class of each module changes. It stays the same object with the same parameters, hooks
-    and training flag, and references to it (from optimisers, lists, shared submodules) stay valid.
-    Instances of subclasses are left alone because they may have a forward method of their own.
-
-    Args:
-        model: any module; it may itself be one of the four.
-
-    Returns:
-        The same model.
-    """
-    for module in model.modules():
-        if type(module) in _DROP_INS:
-            module.__class__ = _DROP_INS[type(module)]
-    return model

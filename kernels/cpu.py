@@ -126,10 +126,27 @@ def _call_layer(
     else:
         steps = batch_sizes.shape[0]
     problem = _Problem(
-        cell.code, DTYPES[x.dtype], reverse, torch.get_num_threads(), steps, batch, input_size,
+        cell.code, DTYPES[x.dtype], reverse, threads(), steps, batch, input_size,
         hidden_size, None if batch_sizes is None else batch_sizes.data_ptr(),
     )  # fmt: skip
     call(name, problem, arrays, steps, batch, input_size, hidden_size, x.dtype)
+
+
+_forked = False  # whether this process is a copy of one that may have used threads
+
+
+def _mark_forked() -> None:
+    global _forked  # noqa: PLW0603
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_mark_forked)
+
+
+def threads() -> int:
+    """How many threads a call may use; one in a forked process, where GCC's OpenMP would hang."""
+    return 1 if _forked else torch.get_num_threads()
 
 
 def _rows(x: Tensor, width: int) -> Tensor:

@@ -2,30 +2,35 @@
 
 The first touch of fresh memory costs a page fault and the zeroing of the page: for the activations
 that a training step saves, as much time as the kernel itself. A training loop asks for the same
-sizes again at each step, so large blocks that are no longer used are kept for the next request: up
-to an eighth of the machine's memory, or 1 GiB if that is more, and in all at most a quarter more
-than was ever in use at once. FASTRNN_CPU_POOL=0 switches the pool off.
+sizes again at each step, so the memory of large tensors is kept for the next request when the last
+tensor or view that uses it is gone.
+
+The pool holds at most an eighth of the machine's memory, or 1 GiB if that is more, in use and free
+together; a tensor beyond that comes from torch alone and is given back at once. A block that was
+not used in the last 256 requests is given back too. :func:`clear` gives back all that is free, and
+FASTRNN_CPU_POOL=0 in the environment switches the pool off.
+
+The tensors are torch's own, so they can be resized, shared and pickled like any other.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
-import mmap
 import os
+import sys
 import threading
-import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _SMALLEST = 1 << 20  # bytes; the C library keeps smaller blocks itself
-_PAGE = 2 << 20  # a large page
+_IDLE_REQUESTS = 256
 
 
-def _most_free() -> int:
-    """Bytes of free blocks that are kept at most."""
+def _most() -> int:
+    """Bytes that the pool holds at most."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -33,70 +38,112 @@ def _most_free() -> int:
     return max(1 << 30, memory // 8)
 
 
-_MOST_FREE = _most_free()
+@dataclass
+class _Block:
+    storage: torch.UntypedStorage
+    address: int
+    size: int  # bytes
+    request: int  # the last one that it served
 
 
 class Pool:
-    """Blocks of private memory, handed out as tensors and taken back when the last view is gone."""
+    """Memory that is handed out as tensors, and is free again when the last view is gone.
 
-    def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []  # the one released last stands last
-        self._used_bytes = 0
-        self._peak_bytes = 0
-        self._lock = threading.RLock()  # a finaliser may run inside any of the methods
+    Args:
+        users: how many tensors use a storage, plus one for the storage object itself.
+        most: bytes that the pool holds at most.
+    """
+
+    def __init__(self, users: Callable[[torch.UntypedStorage], int], most: int) -> None:
+        self._users = users
+        self._most = most
+        self._blocks: list[_Block] = []
+        self._requests = 0
+        self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised contiguous tensor."""
-        count = math.prod(shape)
-        size = count * dtype.itemsize
-        block = self._take(-(-size // _PAGE) * _PAGE)
-        view = (ctypes.c_char * size).from_buffer(block)
-        weakref.finalize(view, self._give_back, block).atexit = False
-        # The tensor keeps the view alive, the view the block.
-        return torch.frombuffer(view, dtype=dtype, count=count).view(shape)
-
-    def _take(self, size: int) -> mmap.mmap:
+        size = math.prod(shape) * dtype.itemsize
         with self._lock:
-            fits = [i for i, block in enumerate(self._free) if size <= len(block) <= 2 * size]
-            if fits:
-                block = self._free.pop(min(fits, key=lambda i: len(self._free[i])))
-            else:
-                self._shrink(self._peak_bytes * 5 // 4 - self._used_bytes - size)
-                block = _map(size)
-            self._used_bytes += len(block)
-            self._peak_bytes = max(self._peak_bytes, self._used_bytes)
-            return block
+            block = self._take(size)
+            if block is None:
+                return torch.empty(shape, dtype=dtype, device="cpu")
+            # Still locked: from here on the tensor shows that the block is in use.
+            tensor = torch.empty(0, dtype=dtype, device="cpu")
+            return tensor.set_(block.storage, 0, shape)  # type: ignore[call-overload]
 
-    def _give_back(self, block: mmap.mmap) -> None:
+    def clear(self) -> None:
+        """Gives back all memory that no tensor uses."""
         with self._lock:
-            self._used_bytes -= len(block)
-            self._free.append(block)
-            self._shrink(_MOST_FREE)
+            self._blocks = [block for block in self._blocks if not self._free(block)]
 
-    def _shrink(self, most_bytes: int) -> None:
-        """Unmaps the blocks released longest ago until the free ones are at most `most_bytes`."""
-        while self._free and sum(map(len, self._free)) > most_bytes:
-            del self._free[0]
+    @property
+    def bytes(self) -> int:
+        """How much memory the pool holds, in use and free."""
+        return sum(block.size for block in self._blocks)
+
+    def _take(self, size: int) -> _Block | None:
+        """A free block of at least this size, perhaps a new one; None beyond the bound."""
+        self._requests += 1
+        self._blocks = [
+            block
+            for block in self._blocks
+            if self._ours(block) and not (self._idle(block) and self._free(block))
+        ]
+        free = [block for block in self._blocks if self._free(block)]
+        fits = [block for block in free if size <= block.size <= 2 * size]
+        if fits:
+            block = min(fits, key=lambda block: block.size)
+        else:
+            free.sort(key=lambda block: block.request)  # the one that has waited longest first
+            while free and self.bytes + size > self._most:
+                self._blocks.remove(free.pop(0))
+            if self.bytes + size > self._most:
+                return None
+            storage = torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage()
+            block = _Block(storage, storage.data_ptr(), size, 0)
+            self._blocks.append(block)
+        block.request = self._requests
+        return block
+
+    def _idle(self, block: _Block) -> bool:
+        return self._requests - block.request > _IDLE_REQUESTS
+
+    def _free(self, block: _Block) -> bool:
+        """Whether neither a tensor nor anybody else holds the storage."""
+        # References: the block's and the argument of getrefcount.
+        return self._users(block.storage) == 1 and sys.getrefcount(block.storage) == 2
+
+    def _ours(self, block: _Block) -> bool:
+        """Whether the memory is still what was handed out: not resized, not shared."""
+        storage = block.storage
+        return storage.data_ptr() == block.address and storage.nbytes() == block.size
 
 
-def _map(size: int) -> mmap.mmap:
-    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
-        return mmap.mmap(-1, size)
-    # Private, so that a forked worker's writes stay its own.
-    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel built without large pages
-            block.madvise(mmap.MADV_HUGEPAGE)
-    return block
+_pool: Pool | None = None
 
 
-_pool = Pool()
+def enable(users: Callable[[torch.UntypedStorage], int]) -> None:
+    """Starts using the pool; without this, :func:`empty` is torch.empty.
+
+    Args:
+        users: see :class:`Pool`; torch has no public function for it.
+    """
+    global _pool  # noqa: PLW0603
+    _pool = Pool(users, _most())
 
 
 def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """An uninitialised contiguous CPU tensor of `like`'s dtype, from the pool if it is large."""
     size = math.prod(shape) * like.dtype.itemsize
     fill = torch.are_deterministic_algorithms_enabled()  # then torch.empty fills what it returns
-    if size < _SMALLEST or fill or os.environ.get("FASTRNN_CPU_POOL") == "0":
+    off = os.environ.get("FASTRNN_CPU_POOL") == "0"
+    if size < _SMALLEST or _pool is None or fill or off:
         return like.new_empty(shape)
     return _pool.empty(shape, like.dtype)
+
+
+def clear() -> None:
+    """Gives back all memory of the pool that no tensor uses."""
+    if _pool is not None:
+        _pool.clear()

@@ -9,6 +9,11 @@ import torch
 from tests import command, oracle
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption("--examples", type=int, help="random calls to try, in tests that try many")
+
+
 @pytest.fixture
 def poison() -> Iterator[None]:
     """New memory holds NaN, so that an element which a kernel does not write shows."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastrnn
+from fastrnn.backends import BACKENDS, TORCH
 from fastrnn.kernels import cpu
 
 # ||found - wanted|| / ||wanted||: of outputs and states, of gradients
@@ -32,14 +33,19 @@ CELLS = ("LSTM", "GRU")
 LAYOUTS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
 
 
-def levels() -> list[str]:
-    """The native library's instruction sets, best first; none if it is not built."""
-    return cpu.info().get("levels", [])
-
-
 def backends() -> list[str]:
-    """Every CPU backend; ``cpu:avx2`` is the native one at that instruction set."""
-    return ["reference", *(f"cpu:{level}" for level in levels())]
+    """Every backend with kernels of ours that runs on CPUs, by its record.
+
+    ``cpu:avx2`` is the native one at that instruction set.
+    """
+    names = []
+    for name, record in BACKENDS.items():
+        if record is TORCH or (record.devices and "cpu" not in record.devices):
+            continue
+        if record.load_error() is None:
+            levels = record.facts().get("levels")
+            names += [f"{name}:{level}" for level in levels] if levels else [name]
+    return names
 
 
 @contextlib.contextmanager

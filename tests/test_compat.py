@@ -11,11 +11,11 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import fastrnn
-import fastrnn.kernels
 from fastrnn import _compat
+from fastrnn.kernels import contract
 
 PACKAGE = Path(fastrnn.__file__).parent
-FOLDERS = (PACKAGE, Path(fastrnn.kernels.__file__).parent)  # which lies elsewhere in a checkout
+FOLDERS = (PACKAGE, Path(contract.__file__).parent)  # which lies elsewhere in a checkout
 SOURCES = sorted({path for folder in FOLDERS for path in folder.rglob("*.py")})
 # torch._C, torch.cpu._is_…, from torch._higher_order_ops import …, forward_ad._current_level
 PRIVATE = re.compile(
@@ -54,14 +54,21 @@ def _own_names(cls: type) -> set[str]:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself
 def test_transforms_are_noticed() -> None:
     x = torch.ones(3)
-    seen = []
-    assert not _compat.is_transformed([x])
-    torch.vmap(lambda t: seen.append(_compat.is_transformed([x, t])) or t)(x)
-    torch.func.grad(lambda t: seen.append(_compat.is_transformed([t])) or t.sum())(x)
+    seen: list[bool] = []
+
+    def look(*tensors: torch.Tensor) -> torch.Tensor:
+        seen.extend([_compat.transforms_active(), _compat.is_transformed([x, *tensors])])
+        return tensors[0].sum()
+
+    look(x)
+    assert seen == [False] * 2
+    torch.vmap(look)(x)
+    torch.func.grad(look)(x)
     with forward_ad.dual_level():
-        seen.append(_compat.is_transformed([x, forward_ad.make_dual(x, x)]))
+        look(forward_ad.make_dual(x, x))
         assert not _compat.is_transformed([x])
-    assert seen == [True] * 3
+    look(x)
+    assert seen == [False] * 2 + [True] * 6 + [False] * 2
 
 
 def test_a_constant_function_is_evaluated_once_for_a_graph() -> None:
@@ -90,3 +97,48 @@ def test_own_parameters_are_those_of_the_module_itself() -> None:
     assert _compat.own_parameters(cell)["weight_ih"] is cell.weight_ih
     nn.utils.parametrizations.weight_norm(cell, "weight_hh")
     assert "weight_hh" not in _compat.own_parameters(cell)
+
+
+def test_changes_in_place_are_noticed_without_keeping_memory() -> None:
+    y = torch.ones(3, requires_grad=True) * 2
+    storage = y.untyped_storage()
+    changes = _compat.InPlaceChanges(y)
+    assert not changes
+    assert _compat.storage_users(storage) == 2
+    y[1:].mul_(3)
+    assert changes
+    assert y.tolist() == [2, 6, 6]
+
+
+def test_users_of_a_storage_are_its_tensors() -> None:
+    tensor = torch.ones(4)
+    storage = tensor.untyped_storage()
+    views = [tensor[i:] for i in range(3)]
+    assert _compat.storage_users(storage) == 5
+    del views, tensor
+    assert _compat.storage_users(storage) == 1
+
+
+def test_forward_hooks_are_noticed() -> None:
+    def hook(*_: object) -> None: ...
+
+    module, every = nn.Linear(2, 3), nn.modules.module
+    for register in (
+        module.register_forward_hook,
+        module.register_forward_pre_hook,
+        every.register_module_forward_hook,
+        every.register_module_forward_pre_hook,
+    ):
+        assert not _compat.has_forward_hooks(module)
+        with register(hook):
+            assert _compat.has_forward_hooks(module)
+    assert not _compat.has_forward_hooks(module)
+
+
+def test_a_variant_differs_in_its_attributes_only() -> None:
+    module = nn.Linear(2, 3)
+    module.compile(backend="eager")
+    variant = _compat.variant(module, bias=None)
+    assert variant.weight is module.weight
+    assert torch.equal(variant(torch.eye(2)), module.weight.t())
+    assert not torch.equal(module(torch.eye(2)), module.weight.t())

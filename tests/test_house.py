@@ -20,7 +20,10 @@ SOURCES = sorted(p for folder in ("fastrnn", "kernels") for p in (ROOT / folder)
 NATIVE = sorted(p for p in (ROOT / "kernels/csrc").rglob("*") if p.is_file())
 MOST_LINES = 400
 
-LAYER_LIBRARY = {"__init__", "_compat", "backends", "functional", "nn", "ops", "tuning"}
+LAYER_LIBRARY = {
+    "__init__", "_compat", "backends", "checks", "conversion", "flops", "functional", "gradients",
+    "nn", "ops", "tuning",
+}  # fmt: skip
 COMMAND = {"__main__"}  # python -m fastrnn
 FOLDERS = {"cli", "tasks", "training"}
 
@@ -31,9 +34,13 @@ PARTS = {
     "fastrnn.training": r"fastrnn\.training(\..+)?",
     "fastrnn.kernels": r"fastrnn\.kernels(\..+)?",
     "fastrnn": r"fastrnn",
+    "fastrnn.conversion": r"fastrnn\.conversion",
     "fastrnn.nn": r"fastrnn\.nn",
     "fastrnn.functional": r"fastrnn\.functional",
     "fastrnn.ops": r"fastrnn\.ops",
+    "fastrnn.checks": r"fastrnn\.checks",
+    "fastrnn.flops": r"fastrnn\.flops",
+    "fastrnn.gradients": r"fastrnn\.gradients",
     "fastrnn.backends": r"fastrnn\.backends",
     "fastrnn.tuning": r"fastrnn\.tuning",
     "fastrnn._compat": r"fastrnn\._compat",
@@ -43,9 +50,11 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.tasks"},
     {"fastrnn.training"},
     {"fastrnn"},
+    {"fastrnn.conversion"},
     {"fastrnn.nn"},
     {"fastrnn.functional"},
     {"fastrnn.ops"},
+    {"fastrnn.checks", "fastrnn.flops", "fastrnn.gradients"},
     {"fastrnn.backends"},
     {"fastrnn.tuning"},
     {"fastrnn._compat", "fastrnn.kernels"},
@@ -146,6 +155,7 @@ def test_import_loads_nothing_that_only_the_tasks_need() -> None:
 
 DEVICE = re.compile(r"device|\.type\b")  # torch's device types have some of the same names
 SAME_WORD = {  # strings that are equal to a backend's name and mean something else
+    "fastrnn/training/checkpoints.py": {"cpu", "cuda"},  # random states of devices
     "fastrnn/tasks/initialisation.py": {"torch"},  # torch's own initial weights
     "fastrnn/training/report.py": {"torch"},  # whose version is written
     "kernels/triton/__init__.py": {"triton"},  # the package that is looked for

@@ -25,7 +25,7 @@ for command in (train, evaluate, complete, inpaint, presets, info):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"fastrnn {backends.VERSION}")
+        print(f"fastrnn {backends.fastrnn_version()}")
         raise typer.Exit
 
 

@@ -9,9 +9,10 @@ times::
     forks = state.repeat(2)                              # and continued in two ways
     nats = score(model, pixels.repeat(len(images), 1), forks)  # pixels [2, n]
 
-Everything runs without gradients, on the model's device. Where a backend has a loop over pixels,
-one call reads or draws a pixel, steps all layers and computes the next logit, for all steps;
-elsewhere the model's own layers run.
+Everything runs without gradients, on the model's device. If a backend has a loop over pixels that
+computes exactly what the model does, one call reads or draws a pixel, steps all layers and computes
+the next logit, for all steps. Otherwise the model's modules are called, with their hooks; layers
+with a forward of their own have to continue from the state that they are given.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastrnn import backends
-from fastrnn.tasks import pixel_steps
+from fastrnn.tasks import pixel_models, pixel_steps
 from fastrnn.tasks.models import PixelModel
 
 _ROWS = 4096  # sequences that are read or drawn at once
+_CALLED_ROWS = 256  # by a call of the model, which keeps its output for all steps
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,21 @@ def advance(
         The logits [B, n] of the pixel after each, 0 beyond a row's length, and the new state.
 
     Raises:
-        ValueError: shapes, dtypes or values are not these.
-        RuntimeError: the forced backend cannot run the model.
+        ValueError: shapes, dtypes or values are not these, or the model cannot continue from a
+            state: it has a forward of its own, or its layers are bidirectional or batch_first.
+        RuntimeError: a call of the model raises it (its dtypes differ, for example), or the forced
+            backend cannot run the model.
     """
     least = 0 if state else 1
+    pixel_models.check_steps(model)
     _check_pixels("pixels", pixels, least=least)
     if state is not None:
         _check_state(state, _nothing_read(model, len(pixels)))
     if lengths is None:
         return _read(model, pixels, state, None)
     _check_lengths(lengths, pixels, least=least)
+    device = pixel_models.like(model.recurrent).device
+    pixels, lengths = pixels.to(device), lengths.to(device)
     order = lengths.argsort(descending=True)
     back = order.argsort()
     logits, state = _read(
@@ -109,14 +116,33 @@ def score(
 
     With a ``state``, the images hold the pixels that follow it, and the result is the likelihood of
     everything that was read: ``score(model, images)`` equals ``score(model, images[:, n:], state)``
-    with the state of the first n pixels. Arguments and errors: see :func:`advance`.
+    with the state of the first n pixels. A model with a forward of its own is called on whole
+    images, if there is no state; its logits must not depend on later pixels. Arguments and errors:
+    see :func:`advance`.
     """
+    by_calls = state is None and pixel_models.has_own_forward(model)
     parts = []
-    for rows in _chunks(len(images), _ROWS):
-        part = state and state.select(rows)
+    for rows in _chunks(len(images), _CALLED_ROWS if by_calls else _ROWS):
         length = None if lengths is None else lengths[rows]
-        parts.append(advance(model, images[rows], part, length)[1].log_likelihood)
+        if by_calls:
+            parts.append(_score_by_call(model, images[rows], length))
+        else:
+            part = state and state.select(rows)
+            parts.append(advance(model, images[rows], part, length)[1].log_likelihood)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def _score_by_call(model: PixelModel, images: Tensor, lengths: Tensor | None) -> Tensor:
+    """As :func:`score`, for a model that cannot continue from a state."""
+    _check_pixels("images", images, least=1)
+    if lengths is not None:
+        _check_lengths(lengths, images, least=1)
+    like = pixel_models.like(model)
+    images = images.to(like.device)
+    after = pixel_steps.whole(model, images, like)
+    first = after.new_zeros(len(images))
+    return -_nats(first, after, images, lengths, first_is_given=True)
 
 
 @torch.no_grad()
@@ -138,17 +164,17 @@ def sample(
         The pixels [B, S, steps] uint8, and their logits [B, S, steps].
 
     Raises:
-        ValueError: shapes, dtypes or values are not these.
-        RuntimeError: the forced backend cannot run the model.
+        ValueError, RuntimeError: see :func:`advance`.
     """
+    pixel_models.check_steps(model)
     _check_pixels("prefix", prefix, least=1)
     _check_uniforms(uniforms, len(prefix), steps)
     _, state = _read(model, prefix, None, None)
     count, samples, _ = uniforms.shape
     pixels = state.h.new_empty(count * samples, steps, dtype=torch.uint8)
-    logits = torch.empty_like(pixels, dtype=state.h.dtype)
+    logits = torch.empty_like(pixels, dtype=state.logit.dtype)
     for rows in _chunks(len(pixels), _ROWS):
-        thresholds = torch.logit(uniforms.flatten(0, 1)[rows].double()).to(logits)
+        thresholds = torch.logit(uniforms.flatten(0, 1)[rows].double()).to(logits).contiguous()
         images = torch.arange(len(pixels), device=pixels.device)[rows] // max(samples, 1)
         part = state.select(images)
         after, _ = _run(model, part, pixels[rows], None, thresholds)
@@ -163,23 +189,49 @@ def _read(
     """As :func:`advance`, with non-increasing lengths."""
     initial = state or _nothing_read(model, len(pixels))
     pixels = pixels.to(initial.h.device).contiguous()
-    after, final = _run(model, initial, pixels, lengths, None)
+    after, final = _run(model, initial, pixels, lengths, None, continued=state is not None)
+    nats = _nats(initial.logit, after, pixels, lengths, first_is_given=state is None)
+    return after, replace(final, log_likelihood=initial.log_likelihood - nats)
+
+
+def _nats(
+    first: Tensor,
+    after: Tensor,
+    pixels: Tensor,
+    lengths: Tensor | None,
+    *,
+    first_is_given: bool,
+) -> Tensor:
+    """Negative log-likelihoods [B] float64 of pixels [B, T].
+
+    Args:
+        first: [B] logits of the first pixels.
+        after: [B, T] logits of the pixel after each.
+        pixels: what was read.
+        lengths: how many count in each row; None for all.
+        first_is_given: whether the first pixel counts as known.
+    """
     steps = pixels.shape[1]
-    logits = torch.cat([initial.logit[:, None], after], 1)[:, :steps]
+    logits = torch.cat([first[:, None], after], 1)[:, :steps]
     nats = functional.binary_cross_entropy_with_logits(logits, pixels.to(logits), reduction="none")
-    if state is None:
+    if first_is_given:
         nats[:, :1] = 0
     if lengths is not None:
+        lengths = lengths.to(nats.device)
         nats[torch.arange(steps, device=nats.device) >= lengths[:, None]] = 0
-    log_likelihood = initial.log_likelihood - nats.sum(1, dtype=torch.float64)
-    return after, replace(final, log_likelihood=log_likelihood)
+    return nats.sum(1, dtype=torch.float64)
 
 
 def _nothing_read(model: PixelModel, rows: int) -> State:
-    recurrent, weight = model.recurrent, model.head.weight
-    h = weight.new_zeros(recurrent.num_layers, rows, recurrent.hidden_size)
-    c = torch.zeros_like(h) if recurrent.mode == "LSTM" else None
-    return State(h, c, weight.new_zeros(rows), weight.new_zeros(rows, dtype=torch.float64))
+    recurrent, head = model.recurrent, model.head
+    weight = pixel_models.like(recurrent)
+    units = getattr(recurrent, "proj_size", 0) or recurrent.hidden_size
+    h = weight.new_zeros(recurrent.num_layers, rows, units)
+    c = None
+    if recurrent.mode == "LSTM":
+        c = weight.new_zeros(recurrent.num_layers, rows, recurrent.hidden_size)
+    logit = weight.new_zeros(rows, dtype=pixel_models.like(head).dtype)
+    return State(h, c, logit, weight.new_zeros(rows, dtype=torch.float64))
 
 
 def _run(
@@ -188,28 +240,32 @@ def _run(
     pixels: Tensor,
     lengths: Tensor | None,
     thresholds: Tensor | None,
+    *,
+    continued: bool = True,
 ) -> tuple[Tensor, State]:
     """Reads pixels, or draws them if there are thresholds: 1 where the logit is above it.
 
     Returns the logits [B, T] of the pixel after each, and the new state with the log-likelihood of
     the old one.
     """
-    recurrent, head = model.recurrent, model.head
     h, logit = _copy(state.h), _copy(state.logit)
     c = None if state.c is None else _copy(state.c)
-    batch, steps = pixels.shape
-    call = backends.Call(
-        recurrent.mode, h.device.type, h.dtype, steps, batch, 1, recurrent.hidden_size,
-        training=False,
-    )  # fmt: skip
-    cell = backends.CELLS.get(recurrent.mode.lower())
-    if cell and (loop := backends.pixel_loop(call, recurrent.num_layers)):
-        weights = [w for layer in recurrent.all_weights for w in layer]
+    loop = None
+    if (weights := pixel_models.native_weights(model)) is not None:
+        layers, (batch, steps) = model.recurrent, pixels.shape
+        call = backends.Call(
+            layers.mode, h.device.type, h.dtype, steps, batch, 1, layers.hidden_size, training=False
+        )
+        loop = backends.pixel_loop(call, layers.num_layers)
+    if loop is not None and weights is not None:
+        *weights, head_weight, head_bias = weights
         logits = loop(
-            cell, weights, head.weight, head.bias, h, c, logit, pixels, lengths, thresholds
+            weights, head_weight.contiguous(), head_bias, h, c, logit, pixels, lengths, thresholds
         )
     else:
-        logits = pixel_steps.run(model, h, c, logit, pixels, lengths, thresholds)
+        logits = pixel_steps.run(
+            model, h, c, logit, pixels, lengths, thresholds, continued=continued
+        )
     return logits, State(h, c, logit, state.log_likelihood)
 
 

@@ -74,7 +74,7 @@ def summary(
         "device": config.device,
         "threads": torch.get_num_threads(),
         "versions": {
-            "fastrnn": backends.VERSION,
+            "fastrnn": backends.fastrnn_version(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

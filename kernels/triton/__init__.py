@@ -1,8 +1,8 @@
 """Layers on GPUs in Triton.
 
 `layer` offers what :class:`fastrnn.kernels.contract.KernelModule` asks for, and `pixels` what
-:class:`fastrnn.kernels.contract.PixelLoop` does. This module does not import Triton, so that one
-can ask for `load_error` and `DTYPES` without it.
+:class:`fastrnn.kernels.contract.PixelLoop` does. This module does not import Triton, so that
+`load_error` works where it is not installed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib.util
 
 import torch
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def load_error() -> str | None:

@@ -2,8 +2,7 @@
 //
 // Every array has its exact size and outputs start as NaN, so that an overrun or a missing element
 // is detected. Gradients in float64 are compared with finite differences of the forward pass; the
-// other dtypes, instruction sets and thread counts with float64 on one thread at the baseline
-// level.
+// other dtypes, instruction sets and thread counts with float64 on one baseline thread.
 #include "check.h"
 
 #include <array>
@@ -31,8 +30,7 @@ struct Shape {
   }
 };
 
-// A problem with its batch sizes, its inputs, and the gradient of a loss with respect to each
-// output.
+// A problem with its batch sizes, its inputs, and the gradient of a loss for each output.
 struct Problem {
   Shape shape;
   std::vector<int64_t> batch_sizes;
@@ -136,8 +134,7 @@ Results run(const Problem &p, int threads, bool backward) {
   std::vector<Buffer<S>> d;
   for (const Values &values : p.output_gradients) d.emplace_back(values);
   for (int i = 0; i < INPUTS; ++i) {
-    // Bias gradients are computed even without biases; the two of an LSTM are equal and stored
-    // once.
+    // Bias gradients exist even without biases; the two of an LSTM are equal and stored once.
     const int64_t size =
         i < B_IH ? p.input_size(Input(i)) : (i == B_HH && s.lstm() ? 0 : p.gate_rows());
     gradient.emplace_back(size_t(size));
@@ -165,8 +162,7 @@ void compare_all(const Results &got, const Results &expected, double forward, do
     compare(got.gradients[i], expected.gradients[i], gradients, where, kInputs[i]);
 }
 
-// Compares the derivative along a random direction, for each input, with central differences of the
-// loss.
+// Compares the derivative along a random direction, per input, with central differences.
 void check_finite_differences(const Problem &p, const Results &results, std::mt19937 &random) {
   const double step = 1e-5;
   for (int i = 0; i < INPUTS; ++i) {

@@ -33,8 +33,7 @@ inline Values draw(int64_t size, std::mt19937 &random) {
   return values;
 }
 
-// An array of exact size on the heap, so that the sanitizer catches an overrun; null if it is
-// empty.
+// An array of exact size on the heap, so that the sanitizer catches an overrun; may be null.
 template <class S>
 class Buffer {
  public:

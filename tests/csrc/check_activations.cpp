@@ -20,10 +20,13 @@ using Floats = ArrayFunctions<float>;
 using Doubles = ArrayFunctions<double>;
 
 const Function<float> kFloatFunctions[] = {
+    {"exp", &Floats::exp, std::exp, -1, 1, {1, 1, 1}},
     {"exp", &Floats::exp, std::exp, -20, 20, {18, 2, 2}},
     {"exp", &Floats::exp, std::exp, -87, 80, {70, 5, 5}},
+    {"exp - 1", &Floats::expm1, std::expm1, -1, 1, {2, 2, 2}},
     {"exp - 1", &Floats::expm1, std::expm1, -20, 20, {18, 2, 2}},
     {"exp - 1", &Floats::expm1, std::expm1, -87, 80, {70, 5, 5}},
+    {"sigmoid", &Floats::sigmoid, exact_sigmoid, -1, kInfinity, {2, 2, 2.5}},
     {"sigmoid", &Floats::sigmoid, exact_sigmoid, -20, kInfinity, {20, 4, 18}},
     {"sigmoid", &Floats::sigmoid, exact_sigmoid, -80, -20, {70, 6, 64}},
     {"sigmoid",

@@ -25,9 +25,11 @@ float sigmoid_of(float v) {
 float tanh_of(float v) { return tanh(Number<false>(v)).v; }
 
 const Function kFunctions[] = {
+    {"sigmoid", sigmoid_of<false>, exact_sigmoid, {-1, kInfinity, 6}},
     {"sigmoid", sigmoid_of<false>, exact_sigmoid, {-20, kInfinity, 22}},
     {"sigmoid", sigmoid_of<false>, exact_sigmoid, {-80, -20, 68}},
     {"sigmoid", sigmoid_of<false>, exact_sigmoid, {-kInfinity, -80, 2e-38, Accuracy::kAbsolute}},
+    {"tanh", tanh_of, exact_tanh, {-0.4, 0.4, 1}},
     {"tanh", tanh_of, exact_tanh, {-kInfinity, kInfinity, 12}},
     {"fast sigmoid",
      sigmoid_of<true>,

@@ -1,5 +1,4 @@
-// libfastrnn_cuda on an emulated GPU: the same C interface, with host memory in place of device
-// memory.
+// libfastrnn_cuda on an emulated GPU: the same C interface, but for memory of the CPU.
 #include "emulator.h"
 
 #include <algorithm>

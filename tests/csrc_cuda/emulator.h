@@ -240,8 +240,7 @@ class Emulated {
 
  private:
   // A row of A times a column of B. Lane 4 p + q holds elements of rows p (registers 0 and 2) and p
-  // + 8 (registers 1 and 3) of A, and of column p of B; q and the register determine which
-  // elements.
+  // + 8 (registers 1 and 3) of A, and of column p of B; q and the register select them.
   template <class S>
   static float dot(const Warp::Operands (&operands)[kWarp], int half, int row, int column) {
     float sum = 0;

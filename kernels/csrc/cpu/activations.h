@@ -3,8 +3,7 @@
 // Each function states its largest error, in units in the last place (ULP) of the exact result or
 // as an absolute number. The ranges include infinities; a NaN gives a NaN. The bounds were measured
 // on millions of inputs per function, and tests/csrc/check_activations.cpp enforces them. Far from
-// 0 the float functions lose digits without FMA, because n * ln 2 is then rounded before it is
-// subtracted.
+// 0 the float functions lose digits without FMA, because the product n * ln 2 is then rounded.
 #pragma once
 
 #include "vector.h"
@@ -40,10 +39,10 @@ struct Exp {
   V scale, p;
 };
 
-// float: v is cut to [-87, 80]; beyond that, tanh no longer changes. Errors of both exp(v) and
-// exp(v) - 1:
-//   |v| <= 20:  2 ULP with FMA, 18 ULP without
-//   -87 to 80:  5 ULP with FMA, 70 ULP without
+// float: v is cut to [-87, 80]; beyond that, tanh no longer changes. Errors:
+//   -1 to 1:    1 ULP in exp(v), 2 ULP in exp(v) - 1
+//   -20 to 20:  2 ULP in both with FMA, 18 ULP without
+//   -87 to 80:  5 ULP in both with FMA, 70 ULP without
 FASTRNN_INLINE Exp<VecF> exp(VecF v) {
   v = clamp(v, -87.0f, 80.0f);
   const float magic = 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the rounded integer
@@ -78,6 +77,7 @@ FASTRNN_INLINE Exp<VecD> exp(VecD v) {
 }
 
 // 1 / (1 + exp(-v)). Errors:
+//   float, v >= -1:      2 ULP
 //   float, v >= -20:     4 ULP with FMA, 20 ULP without
 //   float, -80 to -20:   6 ULP with FMA, 70 ULP without
 //   float, v < -80:      2e-35 absolute, the value at -80
@@ -102,7 +102,8 @@ FASTRNN_INLINE V tanh(V v) {
 // the integer part of the exponent and vscalefps restores it without overflow, so that v need not
 // be cut to a range.
 
-// Errors: 18 ULP for v >= -20, 64 ULP from -80 to -20, and 1e-38 absolute for v < -80.
+// Errors: 2.5 ULP for v >= -1, 18 ULP for v >= -20, 64 ULP from -80 to -20, and 1e-38 absolute for
+// v < -80.
 FASTRNN_INLINE VecF sigmoid(VecF v) {
   const VecF t = v * -1.44269504088896341f;
   const VecF f = _mm512_reduce_ps(t, 1 /* down: 0 <= f < 1 */);

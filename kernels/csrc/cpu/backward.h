@@ -136,8 +136,7 @@ class Backward : Share<S> {
     }
   }
 
-  // Zeroes the sums, a share per thread of the group, and sets the constant parts of scratch
-  // memory.
+  // Zeroes the sums, a share per thread of the group, and sets the constant parts of scratch.
   void clear() {
     clear_share(group_.dw_hh, G * H * padded_hidden_);
     clear_share(group_.dw_ih, narrow_ ? (I + 1) * kBlocks * padded_hidden_ : G * H * padded_input_);

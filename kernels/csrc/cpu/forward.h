@@ -22,7 +22,7 @@ class Forward : Share<S> {
   using Base::batch_begin_, Base::batch_end_, Base::H, Base::I, Base::job_, Base::units_in,
       Base::panels_, Base::panel_begin_, Base::panel_end_, Base::rows, Base::thread_, Base::lanes,
       Base::walk_;
-  using PanelOf = Panel<Cell, S>;
+  using CellPanel = Panel<Cell, S>;
   static constexpr int G = Cell::kGates, kTile = tile_rows(G);
 
  public:
@@ -80,17 +80,16 @@ class Forward : Share<S> {
     store_n(result, v, n);
   }
 
-  // Packs weights into [panels][K][G][lanes] and biases into [panels][4][lanes]; threads share the
-  // work.
+  // Packs weights into [panels][K][G][lanes] and biases into [panels][4][lanes].
   void pack() {
     const S *w_hh = static_cast<const S *>(arrays_.w_hh),
             *w_ih = static_cast<const S *>(arrays_.w_ih);
     const S *b_ih = static_cast<const S *>(arrays_.b_ih),
             *b_hh = static_cast<const S *>(arrays_.b_hh);
     for (int64_t p = thread_; p < panels_; p += job_.grid.threads()) {
-      PanelOf::pack_weights(w_hh_ + p * H * G * lanes, w_hh, H, H, p);
-      PanelOf::pack_weights(w_ih_ + p * I * G * lanes, w_ih, H, I, p);
-      PanelOf::pack_biases(bias_ + p * 4 * lanes, b_ih, b_hh, H, p);
+      CellPanel::pack_weights(w_hh_ + p * H * G * lanes, w_hh, H, H, p);
+      CellPanel::pack_weights(w_ih_ + p * I * G * lanes, w_ih, H, I, p);
+      CellPanel::pack_biases(bias_ + p * 4 * lanes, b_ih, b_hh, H, p);
     }
   }
 
@@ -180,9 +179,9 @@ class Forward : Share<S> {
     C input_n[R][lanes];
     const int64_t b = batch_begin_ + r;
     const C *h_old = h_[s & 1];
-    PanelOf::template recur<R>(acc, input_n, bias_ + p * 4 * lanes,
-                               Lhs<C>{h_old + b * panels_ * lanes, panels_ * lanes},
-                               Rhs<C>{w_hh_ + p * H * G * lanes, G * lanes, lanes}, H);
+    CellPanel::template recur<R>(acc, input_n, bias_ + p * 4 * lanes,
+                                 Lhs<C>{h_old + b * panels_ * lanes, panels_ * lanes},
+                                 Rhs<C>{w_hh_ + p * H * G * lanes, G * lanes, lanes}, H);
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The cache lines of the results are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
@@ -192,7 +191,7 @@ class Forward : Share<S> {
       const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
       Vec<C> gate[4], c{};
       if constexpr (Cell::kHasCell) c = load(c_ + state);
-      const Vec<C> h = PanelOf::activate(acc[i], input_n[i], load(h_old + state), c, gate);
+      const Vec<C> h = CellPanel::activate(acc[i], input_n[i], load(h_old + state), c, gate);
       store(h_[~s & 1] + state, h);
       put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n);
       if constexpr (Cell::kHasCell) store(c_ + state, c);

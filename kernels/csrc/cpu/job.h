@@ -9,8 +9,7 @@
 
 namespace fastrnn {
 
-// The order in which rows are processed. "Step" counts in processing order, t in the caller's
-// order.
+// The order in which rows are processed. A step counts in this order, t in that of the caller.
 struct Walk {
   int64_t steps, batch;
   bool reverse;

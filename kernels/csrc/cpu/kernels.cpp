@@ -1,5 +1,4 @@
-// All kernels of one instruction-set level. Compiled once per level, with FASTRNN_LEVEL as its
-// name.
+// All kernels of one instruction-set level. Compiled once per level, which FASTRNN_LEVEL names.
 #include "backward.h"
 #include "forward.h"
 #include "pixels.h"

@@ -12,8 +12,8 @@ namespace fastrnn::FASTRNN_LEVEL {
 template <class Cell>
 class Pixels {
   using C = float;
-  using PanelOf = Panel<Cell, C>;
-  static constexpr int G = PanelOf::G, lanes = PanelOf::lanes, kTile = tile_rows(G);
+  using CellPanel = Panel<Cell, C>;
+  static constexpr int G = CellPanel::G, lanes = CellPanel::lanes, kTile = tile_rows(G);
 
  public:
   static PixelScratch scratch(const fastrnn_pixel_problem &p) {
@@ -38,8 +38,7 @@ class Pixels {
         panels_((H + lanes - 1) / lanes), head_(reinterpret_cast<C *>(weights)),
         states_(reinterpret_cast<C *>(block)) {}
 
-  // Every layer gets as much memory as one that reads states, although the first reads only a
-  // pixel.
+  // Every layer gets as much memory as one that reads states; the first, which reads pixels, too.
   int64_t weight_slot() const { return panels_ * (2 * H * G + 4) * lanes; }
   int64_t state_slot() const { return 3 * kPixelRows * panels_ * lanes; }
 
@@ -63,9 +62,9 @@ class Pixels {
     for (int64_t l = 0; l < L; ++l) {
       const float *const *w = arrays_->weights + 4 * l;
       for (int64_t p = 0; p < panels_; ++p) {
-        PanelOf::pack_weights(w_ih(l) + p * inputs(l) * G * lanes, w[0], H, inputs(l), p);
-        PanelOf::pack_weights(w_hh(l) + p * H * G * lanes, w[1], H, H, p);
-        PanelOf::pack_biases(bias(l) + p * 4 * lanes, w[2], w[3], H, p);
+        CellPanel::pack_weights(w_ih(l) + p * inputs(l) * G * lanes, w[0], H, inputs(l), p);
+        CellPanel::pack_weights(w_hh(l) + p * H * G * lanes, w[1], H, H, p);
+        CellPanel::pack_biases(bias(l) + p * 4 * lanes, w[2], w[3], H, p);
       }
     }
     for (int64_t p = 0; p < panels_; ++p)
@@ -133,15 +132,15 @@ class Pixels {
       for (int g = 0; g < G; ++g) acc[i][g] = load(biases + g * lanes);
     const int64_t depth = inputs(l);
     multiply(acc, x, Rhs<C>{w_ih(l) + p * depth * G * lanes, G * lanes, lanes}, depth);
-    PanelOf::template recur<R>(acc, input_n, biases,
-                               Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
-                               Rhs<C>{w_hh(l) + p * H * G * lanes, G * lanes, lanes}, H);
+    CellPanel::template recur<R>(acc, input_n, biases,
+                                 Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
+                                 Rhs<C>{w_hh(l) + p * H * G * lanes, G * lanes, lanes}, H);
     for (int i = 0; i < R; ++i) {
       const int64_t state = ((b + i) * panels_ + p) * lanes;
       Vec<C> gate[4], cell{};
       if constexpr (Cell::kHasCell) cell = load(c(l) + state);
       store(h(l, t + 1) + state,
-            PanelOf::activate(acc[i], input_n[i], load(old + state), cell, gate));
+            CellPanel::activate(acc[i], input_n[i], load(old + state), cell, gate));
       if constexpr (Cell::kHasCell) store(c(l) + state, cell);
     }
   }

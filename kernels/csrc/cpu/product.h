@@ -26,8 +26,7 @@ FASTRNN_INLINE void with_constant(int n, F &&f) {
   f(Int<Max>{});
 }
 
-// Splits n rows into tiles of nearly equal height, at most Max, and calls f(Int<height>, first
-// row).
+// Splits n rows into tiles of nearly equal height <= Max, and calls f(Int<height>, first row).
 template <int Max, class F>
 FASTRNN_INLINE void for_tiles(int64_t n, F &&f) {
   const int64_t tiles = (n + Max - 1) / Max;
@@ -39,8 +38,7 @@ FASTRNN_INLINE void for_tiles(int64_t n, F &&f) {
   }
 }
 
-// The left-hand matrix: element (i, k) is at data[i * ld + k], or at data[k * ld + i] if
-// Transposed.
+// The left-hand matrix. Element (i, k) is at data[i * ld + k]; if Transposed, at data[k * ld + i].
 template <class C, bool Transposed = false>
 struct Lhs {
   const C *data;

@@ -27,8 +27,7 @@ class Share {
     const int64_t n = (sequences < batch_end_ ? sequences : batch_end_) - batch_begin_;
     return n > 0 ? n : 0;
   }
-  // The largest numbers of sequences and panels of any thread: all threads get scratch of that
-  // size.
+  // The largest numbers of sequences and panels of any thread; all threads get as much scratch.
   int64_t max_sequences() const {
     int64_t most = 1;
     for (int g = 0; g < job_.grid.row_groups; ++g) {

@@ -1,5 +1,4 @@
-// The C interface of libfastrnn_cuda: checks a call, plans it, and launches it once or several
-// times.
+// The C interface of libfastrnn_cuda: checks a call, plans it, and launches its kernels.
 #include "runtime.h"
 
 namespace fastrnn::cuda {

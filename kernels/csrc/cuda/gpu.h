@@ -32,8 +32,7 @@ class Gpu {
     return {{v.x, v.y, v.z, v.w}};
   }
 
-  // Writes to the same offset in the shared memory of every block of the cluster, this one
-  // included.
+  // Writes to the same offset in the shared memory of every block of the cluster, also this one.
   template <class T>
   FASTRNN_INLINE void send(T *p, const T &value, int rank, int blocks) const {
     if (blocks == 1) {

@@ -3,8 +3,7 @@
 // A *group* of blocks runs a few sequences from the first step to the last. A warp multiplies a
 // *tile* of hidden units, with all their gates, by some columns of the old state; `split` warps
 // divide the columns of a tile. Columns are counted in *chunks* of 64 bytes. If a warp handles all
-// its chunks in one pass, its weights stay in registers; otherwise it reads them again in each
-// step.
+// its chunks in one pass, its weights stay in registers; otherwise it reads them in each step.
 #pragma once
 
 #include <stdint.h>

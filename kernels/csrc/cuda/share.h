@@ -3,8 +3,7 @@
 // or the emulated GPU of the tests.
 //
 // Each step reads one exchange buffer and writes the other. A block that is one step ahead of
-// another writes to the buffer that the other has finished reading, so one barrier per step is
-// enough.
+// another writes to the buffer that the other has finished reading, so a step needs one barrier.
 #pragma once
 
 #include "numbers.h"

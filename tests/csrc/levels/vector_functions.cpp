@@ -1,6 +1,5 @@
 // Compiled once per instruction-set level, with the flags of that level's kernels. It uses nothing
-// of the C++ library: the linker could otherwise keep this level's copy of a template for all
-// levels.
+// of the C++ library: the linker could otherwise use this level's copy of a template everywhere.
 #include "../vector_functions.h"
 
 #include <cpu/activations.h>

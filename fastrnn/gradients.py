@@ -1,0 +1,123 @@
+"""The ops' autograd formulas, and the forward pass in differentiable steps for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn._compat import InPlaceChanges
+from fastrnn.kernels import reference
+from fastrnn.kernels.contract import Cell
+
+
+def setup_context_of(cell: Cell) -> Callable[..., None]:
+    """What a cell's op keeps for backward, for torch.library.register_autograd.
+
+    That is the inputs x, states, weights, biases and batch_sizes, then y and the saved tensors.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.reverse, ctx.save, ctx.backend, ctx.batch_first = inputs
+        y, saved = output[0], output[1 + cell.states :]
+        ctx.set_materialize_grads(False)  # zeros for gates and cells would be large
+        ctx.mark_non_differentiable(*saved)
+        ctx.changes = None
+        if ctx.save and type(y) is not Tensor:  # it stands for one while a graph is traced
+            y = y.clone()
+        elif ctx.save:
+            ctx.changes = InPlaceChanges(y)
+            y = y.data  # with a version counter of its own
+        ctx.save_for_backward(*tensors, y, *saved)
+
+    return setup_context
+
+
+def formula_of(cell: Cell) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The gradients of a cell's op, for torch.library.register_autograd."""
+    n = 1 + cell.states  # x and the states; behind them w_ih, w_hh, b_ih, b_hh
+    none = (None,) * 5  # batch_sizes, reverse, save, backend, batch_first
+
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        everything = ctx.saved_tensors  # once: to unpack them may cost a recomputation
+        *tensors, batch_sizes, y = everything[: n + 6]
+        saved = everything[n + 6 :]
+        x, *states = tensors[:n]
+        dy, *others = grads[:n]
+        d_final = [
+            torch.zeros_like(like) if grad is None else grad
+            for grad, like in zip(others, states, strict=True)
+        ]
+        if torch.is_grad_enabled():  # create_graph: the gradients must themselves have gradients
+            results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *d_final])
+            return (*results, *none)
+        tail = (batch_sizes, ctx.reverse)
+        if not ctx.save or ctx.changes:
+            op = getattr(torch.ops.fastrnn, cell.name)
+            y, *rest = op(*tensors, *tail, True, ctx.backend, ctx.batch_first)
+            saved = rest[cell.states :]
+        w_ih, w_hh, b_ih, _ = tensors[n:]
+        op = getattr(torch.ops.fastrnn, f"{cell.name}_backward")
+        dx, *rest = op(
+            dy, *d_final, x, *states, w_ih, w_hh, y, *saved, *tail, ctx.needs_input_grad[0],
+            ctx.backend, ctx.batch_first,
+        )  # fmt: skip
+        if cell.bias_gradients == 1:
+            # Both biases have the same gradient, but in memory of their own: users scale them.
+            rest.append(rest[-1].clone())
+        if b_ih is None:
+            rest[-2:] = [None, None]
+        return (dx if ctx.needs_input_grad[0] else None, *rest, *none)
+
+    return backward
+
+
+def _differentiable_gradients(
+    ctx: Any,
+    cell: Cell,
+    tensors: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    grads: list[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients through the reference's arithmetic, which autograd follows to any order."""
+    outputs = differentiable(cell)(*tensors, batch_sizes, ctx.reverse, ctx.batch_first)
+    if grads[0] is None:
+        outputs, grads = outputs[1:], grads[1:]
+    wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
+    found = torch.autograd.grad(
+        outputs, list(wanted.values()), grads, create_graph=True, allow_unused=True
+    )
+    results: list[Tensor | None] = [None] * len(tensors)
+    for i, grad in zip(wanted, found, strict=True):
+        results[i] = grad
+    return results
+
+
+def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    """A cell's forward pass in differentiable steps, for transforms that cannot see into an op.
+
+    It takes the op's tensors, batch_sizes, reverse and batch_first, and returns y and the final
+    states.
+    """
+    n = 1 + cell.states
+
+    def forward(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        *tensors, batch_sizes, reverse, batch_first = args
+        states, padded = tensors[: n - 1], x.dim() == 3
+        single = states[0].dim() == 3
+        if padded:
+            x = x.transpose(0, 1) if batch_first else x
+            axes, x = x.shape[:2], x.reshape(-1, x.shape[2])
+        if single:
+            states = [state[0] for state in states]
+        y, final, _ = reference.forward(
+            cell, x, states, tensors[n - 1 :], batch_sizes, reverse, False
+        )
+        if padded:
+            y = y.reshape(*axes, y.shape[1])
+            y = y.transpose(0, 1) if batch_first else y
+        return (y, *(state.unsqueeze(0) for state in final)) if single else (y, *final)
+
+    return forward

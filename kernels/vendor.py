@@ -1,0 +1,48 @@
+"""torch's own layers (oneDNN, cuDNN, ATen) behind the contract, for graphs that run anywhere.
+
+torch keeps what its backward needs to itself, so a call that saves is the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn.kernels import reference
+from fastrnn.kernels.contract import Cell, Forward
+
+
+def forward(
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    save: bool,
+) -> Forward:
+    """Runs a layer; see :class:`~fastrnn.kernels.contract.KernelModule`."""
+    batch = states[0].shape[0]
+    if save or not len(x):
+        return reference.forward(cell, x, states, weights, batch_sizes, reverse, save)
+    # torch has no layer that walks backwards only: run both directions, keep the second.
+    directions = 2 if reverse else 1
+    flat = [w for w in weights if w is not None] * directions
+    initial = [torch.stack([state] * directions) for state in states]
+    options = (len(flat) == 4 * directions, 1, 0.0, False, reverse)
+    function: Any = torch.lstm if cell.states == 2 else torch.gru
+    hx = initial if cell.states == 2 else initial[0]
+    if batch_sizes is None:
+        y, *final = function(x.view(-1, batch, x.shape[1]), hx, flat, *options, False)
+    else:
+        y, *final = function(x, batch_sizes, hx, flat, *options)
+    hidden = states[0].shape[1]
+    y = y.reshape(len(x), directions * hidden)[:, -hidden:].contiguous()
+    nothing = tuple(x.new_empty(0) for _ in cell.saved_widths)
+    return y, tuple(state[-1].clone() for state in final), nothing
+
+
+backward = reference.backward
