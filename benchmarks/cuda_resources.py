@@ -1,10 +1,10 @@
-"""What each kernel of the CUDA library takes of a multiprocessor, read from the library itself.
+"""The registers and memory that each kernel of the CUDA library uses, read from the library.
 
     python -m benchmarks.cuda_resources            print the table
-    python -m benchmarks.cuda_resources --write    and keep it in cuda_resources.json, which tests
-                                                   hold every later version to
+    python -m benchmarks.cuda_resources --write    and store it in cuda_resources.json, with which
+                                                   the tests compare later versions
 
-A stack is what registers were spilled to: no kernel has an array of its own there.
+A stack means spilled registers: no kernel has local arrays.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 from fastrnn.kernels.library import library_path
 
 TABLE = Path(__file__).with_name("cuda_resources.json")
-# Way, cell, arithmetic, and whether blocks meet on the grid, in a mangled name.
+# Direction, cell, arithmetic, and whether blocks exchange states in global memory ("grid"), in a
+# mangled name.
 _KERNEL = re.compile(r"layer_kernelINS0_\d(\w+?)ENS0_\d(\w+?)ENS0_4MathI(.*)Lb(\d)EE")
 _MATH = {"fLb0": "float32", "fLb1": "tf32", "8bfloat16": "bfloat16", "7float16": "float16"}
 
 
 def read(library: Path) -> dict[str, dict[str, int]]:
-    """What each kernel takes, by its name and architecture.
+    """Returns the resources of each kernel, by its name and architecture.
 
-    Registers and bytes of stack of a thread; bytes of shared memory of a block, to which a layer's
-    plan adds its own.
+    These are registers and bytes of stack per thread, and bytes of static shared memory per block.
+    The plan of a layer adds dynamic shared memory.
     """
     from triton import knobs
 
@@ -51,7 +52,7 @@ def read(library: Path) -> dict[str, dict[str, int]]:
 
 
 def main() -> None:
-    """Prints the table, and keeps it if asked to."""
+    """Prints the table, and stores it if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
     write = parser.parse_args().write

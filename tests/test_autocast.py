@@ -21,6 +21,7 @@ from tests import oracle, peers
 from tests.peers import Setup
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("one_thread"),
     # torch.compile looks at .grad of inputs that are not leaves
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),

@@ -181,16 +181,6 @@ def test_results_are_detached_in_place(setup: Setup, mode: str) -> None:
         assert torch.equal(result, value)
 
 
-@a_few_setups
-def test_results_of_a_compiled_module_are_detached_in_place(setup: Setup) -> None:
-    module, peer = setup.pair()
-    call = peers.compiled(module)
-    theirs = setup.call(peer, *setup.leaves())
-    for result, other in zip(setup.call(call, *setup.leaves()), theirs, strict=True):
-        if peers.outcome(other.detach_)[1] is None:  # torch.nn's, too, may be a view
-            assert result.detach_().grad_fn is None
-
-
 @eager_and_compiled
 def test_truncated_back_propagation(setup: Setup, how: str) -> None:
     found = []
@@ -270,12 +260,6 @@ def test_results_changed_in_place(setup: Setup, change: str) -> None:
     check_change(setup, "eager", change)
 
 
-@pytest.mark.parametrize("change", ["relu_", "first row zero", "a view scaled"])
-@a_few_setups
-def test_results_of_a_compiled_module_changed_in_place(setup: Setup, change: str) -> None:
-    check_change(setup, "compiled", change)
-
-
 @pytest.mark.parametrize("change", ["relu_", "a view scaled"])
 @pytest.mark.parametrize("hooks", HOOKS)
 @each_setup
@@ -315,24 +299,6 @@ class Inside(nn.Module):
         first = peers.tensors(result)[0]
         first.relu_()
         return result
-
-
-@a_few_setups
-def test_an_output_changed_in_place_within_a_graph(setup: Setup) -> None:
-    found = []
-    for index, module in enumerate(setup.pair()):
-        call: Any = Inside(module)
-        if index == 0:
-            call = peers.compiled(call, fullgraph=True)
-            change: Change = list
-        else:
-            call = module
-
-            def change(results: list[Tensor]) -> list[Tensor]:
-                return [results[0].relu(), *results[1:]]
-
-        found.append(gradients_twice(setup, call, module, change))
-    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["as it is", "changed in place"])

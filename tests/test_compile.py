@@ -14,6 +14,7 @@ from tests import peers
 from tests.peers import Setup
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("one_thread"),
     # torch.compile looks at .grad of inputs that are not leaves
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
@@ -202,7 +203,12 @@ def test_eager_inference_keeps_nothing(setup: Setup, training: bool) -> None:
     module, _ = setup.pair()
     module.train(training)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         leaves = [t.detach() for t in setup.leaves()]
         with torch.no_grad():
             setup.call(module, *leaves)

@@ -1,4 +1,4 @@
-"""The CUDA library as nvcc made it, for GPUs that need not be there."""
+"""The compiled CUDA library, checked without a GPU."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ import torch
 
 import fastrnn
 from benchmarks import cuda_resources
-from fastrnn.kernels import cpu, cuda
+from fastrnn.kernels import cuda
+from fastrnn.kernels.library import library_path
 
 ROOT = Path(__file__).parents[1]
 
 
 class TestBuilt:
-    path = cpu.library_path("fastrnn_cuda")
+    path = library_path("fastrnn_cuda")
 
     @pytest.fixture(autouse=True)
     def built(self) -> None:
         if shutil.which("nvcc") is None:
-            pytest.skip("needs nvcc, with which the library is compiled")
+            pytest.skip("the library is compiled with nvcc, which is missing")
         assert self.path.exists(), cuda.load_error()
 
     def test_no_kernel_spills(self) -> None:
         found = cuda_resources.read(self.path)
         kept = json.loads(cuda_resources.TABLE.read_text())
         assert found.keys() == kept.keys()
-        assert len(kept) == 2 * 2 * 4 * 2 * 3  # cells, ways, arithmetics, places, architectures
-        # On Blackwell, where nothing was ever measured, three spill a little: no more than that.
+        assert len(kept) == 2 * 2 * 4 * 2 * 3  # cells, directions, arithmetics, exchanges, GPUs
+        # On Blackwell, which was never measured, three kernels spill a few bytes.
         spills = {name: facts["stack"] for name, facts in found.items() if facts["stack"]}
         assert all(name.endswith(" sm_100") for name in spills)
         assert all(stack <= kept[name]["stack"] for name, stack in spills.items())
 
-    def test_loads_without_a_driver_and_tells_why_it_cannot_run(self) -> None:
+    def test_loads_without_a_driver_and_reports_why_it_cannot_run(self) -> None:
         info = fastrnn.backend_info()["backends"]["cuda"]
         assert info["path"] == str(self.path)
         assert info["architectures"] == "sm_80 sm_90a sm_100 compute_100"
@@ -51,8 +52,8 @@ class TestBuilt:
             fastrnn.LSTM(2, 3)(torch.zeros(4, 1, 2))
 
 
-def test_an_install_without_nvcc_is_whole_and_says_so(tmp_path: Path) -> None:
-    """Also where FASTRNN_REQUIRE_NATIVE asks for what the machine can build."""
+def test_an_install_without_nvcc_succeeds_and_says_so(tmp_path: Path) -> None:
+    """Also with FASTRNN_REQUIRE_NATIVE, which requires only what the machine can build."""
     configure = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-DCMAKE_CUDA_COMPILER=NOTFOUND"]
     environment = {**os.environ, "FASTRNN_REQUIRE_NATIVE": "1"}
     done = subprocess.run(configure, env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The C++ alone, without Python or torch, under the address and undefined-behaviour sanitizers."""
+"""Tests of the C++ without Python or torch, under sanitizers: see tests/csrc."""
 
 import os
 import subprocess

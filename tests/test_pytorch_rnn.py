@@ -34,6 +34,7 @@ from tests import peers
 from tests.peers import Setup
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     # torch scripts its decompositions the first time that forward mode is used

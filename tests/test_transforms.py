@@ -33,6 +33,7 @@ from tests import peers
 from tests.peers import Setup
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.usefixtures("one_thread"),
     # torch.compile looks at .grad of inputs that are not leaves
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
@@ -253,7 +254,7 @@ def test_gradients_by_weights_and_leaves(setup: Setup, how: str) -> None:
 def test_vjp(setup: Setup) -> None:
     found, at = [], given(setup)
     for module in setup.pair():
-        results, pull = vjp(of(setup, module), *at)
+        results, pull = vjp(of(setup, module), *at)  # type: ignore[misc]
         found.append((results, pull(tuple(tangents(results))), pull(tuple(results))))
     torch.testing.assert_close(*found)
 
