@@ -6,30 +6,26 @@
 
 namespace fastrnn {
 
-// Costs are in cycles of one core. Threads, barriers and caches cost the same for every arithmetic.
+// Costs are in cycles of one core. Threads and barriers cost the same for every arithmetic.
 constexpr double kWakeCycles = 4000;           // to wake the other threads, per call
 constexpr double kBarrierCycles = 600;         // for the threads of a row group, per step
 constexpr double kNearCacheBytes = 768 << 10;  // largest weights that stay in a core's own caches
-constexpr double kNearBytesPerCycle = 32;      // from those caches
-constexpr double kFarBytesPerCycle = 8;        // from beyond them
 
 // The costs of one arithmetic.
 struct CostModel {
   double product_cycles;  // to multiply a vector of weights by an element of the input or of h
   double weight_bytes;    // of one packed weight
+  double near_bytes;      // of weights read per cycle from a core's own caches
+  double far_bytes;       // of weights read per cycle from beyond them
 };
 
-// float32 was measured on Zen 4 with AVX-512. The other rows are relative to it, as measured by
-// benchmarks/grid_costs.cpp on Zen 3 with AVX2: 0.82 cycles per product in float32, 1.06 in
-// float64, and 0.84 in bfloat16, whose packed weights are float32.
+// float32 was measured on Zen 4 with AVX-512; bfloat16 has the same inner loop and packed weights.
+// float64 was measured by benchmarks/grid_costs.cpp on Zen 3 with AVX2: 0.9 to 1.1 cycles per
+// product for H >= 128, 15 to 22 bytes per cycle up to 4 MiB, and 6 to 16 beyond. On that machine
+// float32 and bfloat16 took 0.8 cycles per product and read 17 to 27 bytes per cycle; a barrier
+// took 300 to 600 cycles and waking a thread 2000 to 4500, for every arithmetic.
 inline CostModel cost_model(int dtype) {
-  switch (dtype) {
-    case FASTRNN_FLOAT64:
-      return {1.3, 8};
-    case FASTRNN_BFLOAT16:
-    default:
-      return {1, 4};
-  }
+  return dtype == FASTRNN_FLOAT64 ? CostModel{1, 8, 20, 12} : CostModel{1, 4, 32, 8};
 }
 
 // Cycles per step on a grid: the products of the busiest thread or, if that takes longer, reading
@@ -42,7 +38,7 @@ inline double step_cycles(const fastrnn_problem &p, int lanes, const Grid &grid)
   const double bytes = vectors * lanes * costs.weight_bytes;
   const double products =
       vectors * double(ceil_div(p.batch, grid.row_groups)) * costs.product_cycles;
-  const double reads = bytes / (bytes < kNearCacheBytes ? kNearBytesPerCycle : kFarBytesPerCycle);
+  const double reads = bytes / (bytes < kNearCacheBytes ? costs.near_bytes : costs.far_bytes);
   return (products > reads ? products : reads) + (grid.column_groups > 1 ? kBarrierCycles : 0);
 }
 
