@@ -110,7 +110,7 @@ def variant(module: _Module, **attributes: object) -> _Module:
 
 
 class InPlaceChanges:
-    """Notices changes of a tensor's values in place, without keeping its memory.
+    """Notices changes of a tensor's values in place, without keeping its graph.
 
     autograd would refuse a saved output that was changed, where torch.nn's GRU allows it. A
     detached tensor shares the version counter, Tensor._version, which torch's notes on autograd
@@ -120,7 +120,6 @@ class InPlaceChanges:
 
     def __init__(self, tensor: Tensor) -> None:
         self._counter = tensor.detach()
-        self._counter.data = tensor.new_empty(0)
         self._version = self._counter._version
 
     def __bool__(self) -> bool:

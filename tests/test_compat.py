@@ -99,12 +99,10 @@ def test_own_parameters_are_those_of_the_module_itself() -> None:
     assert "weight_hh" not in _compat.own_parameters(cell)
 
 
-def test_changes_in_place_are_noticed_without_keeping_memory() -> None:
+def test_changes_in_place_are_noticed() -> None:
     y = torch.ones(3, requires_grad=True) * 2
-    storage = y.untyped_storage()
     changes = _compat.InPlaceChanges(y)
     assert not changes
-    assert _compat.storage_users(storage) == 2
     y[1:].mul_(3)
     assert changes
     assert y.tolist() == [2, 6, 6]
