@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -286,7 +287,7 @@ def pixel_loops(device: str) -> dict[str, bool]:
         uniforms = torch.rand(2, 1, 3, generator=generator).to(device)
         lengths = torch.tensor([2, 1], device=device)
         found = []
-        for loop in (None, run):
+        for loop in (None, functools.partial(run, CELLS[cell.lower()])):
             with mock.patch.object(backends, "pixel_loop", lambda *_, loop=loop: loop):
                 drawn, logits = pixels.sample(model.to(device), images, 3, uniforms)
                 read, state = pixels.advance(model, images, lengths=lengths)
