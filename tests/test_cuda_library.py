@@ -32,7 +32,9 @@ class TestBuilt:
         found = cuda_resources.read(self.path)
         kept = json.loads(cuda_resources.TABLE.read_text())
         assert found.keys() == kept.keys()
-        assert len(kept) == 2 * 2 * 4 * 2 * 3  # cells, directions, arithmetics, exchanges, GPUs
+        assert (
+            len(kept) == 2 * 2 * 4 * 2 * 3
+        )  # cells, directions, kinds_of_arithmetic, exchanges, GPUs
         # On Blackwell, which was never measured, three kernels spill a few bytes.
         spills = {name: facts["stack"] for name, facts in found.items() if facts["stack"]}
         assert all(name.endswith(" sm_100") for name in spills)
