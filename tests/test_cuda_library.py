@@ -34,7 +34,7 @@ class TestBuilt:
         assert found.keys() == kept.keys()
         assert (
             len(kept) == 2 * 2 * 4 * 2 * 3
-        )  # cells, directions, kinds_of_arithmetic, exchanges, GPUs
+        )  # cells, directions, kinds of arithmetic, exchanges, GPUs
         # On Blackwell, which was never measured, three kernels spill a few bytes.
         spills = {name: facts["stack"] for name, facts in found.items() if facts["stack"]}
         assert all(name.endswith(" sm_100") for name in spills)
