@@ -1,7 +1,8 @@
 """fastrnn: torch.nn.LSTM and torch.nn.GRU, faster, by a one-word swap."""
 
-from fastrnn.backends import backend, backend_info, empty_cache, fastrnn_version
+from fastrnn.backends import backend, empty_cache, fastrnn_version
 from fastrnn.conversion import convert, revert
+from fastrnn.info import backend_info
 from fastrnn.nn import GRU, LSTM, GRUCell, LSTMCell
 
 __all__ = [

@@ -58,7 +58,7 @@ class Backend:
         transforms: whether forward-mode gradients and functorch transforms pass through it.
         pixel_loop: below fastrnn.kernels, the module with its loop over pixels; None without one.
         load_error: why it cannot be used on this machine; returns None if it can.
-        facts: more about it, ready for JSON, for :func:`backend_info`.
+        facts: more about it, ready for JSON, for :func:`fastrnn.backend_info`.
     """
 
     name: str
@@ -276,6 +276,16 @@ def unsupported(name: str, call: Call) -> str | None:
     return BACKENDS[name].unsupported(call)
 
 
+def has_kernels(call: Call) -> bool:
+    """Whether kernels of ours run a call on some machine, if not on this one."""
+    return not call.projected and any(
+        record.automatic
+        and record.unsupported_device(call) is None
+        and record.unsupported_dtype(call) is None
+        for record in BACKENDS.values()
+    )
+
+
 def kernels_for(name: str, call: Call) -> KernelModule:
     """The kernels that run an op's call.
 
@@ -332,30 +342,6 @@ def pixel_loop(call: Call, layers: int) -> Callable[..., torch.Tensor] | None:
             if call.dtype in loop.DTYPES and loop.fits(call.hidden_size, layers):
                 return functools.partial(loop.run, cell)
     return None
-
-
-def backend_info() -> dict[str, Any]:
-    """What is available, and what is not and why, as plain values, ready for JSON.
-
-    Returns:
-        Versions, threads, the forced backend, and ``backends``: by name, ``available`` and more.
-    """
-    backends = {}
-    for record in BACKENDS.values():
-        error = record.load_error()
-        backends[record.name] = {
-            "available": error is None,
-            **({"reason": error} if error else {}),
-            **record.facts(),
-        }
-    return {
-        "fastrnn": fastrnn_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "threads": torch.get_num_threads(),
-        "forced": forced_backend(),
-        "backends": backends,
-    }
 
 
 def explain(

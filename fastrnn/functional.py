@@ -8,23 +8,17 @@ layer and direction w_ih, w_hh and, with biases, b_ih, b_hh.
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.functional import dropout as drop
 
-from fastrnn import backends, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
-from fastrnn._compat import constant_in_graphs, is_transformed, transforms_active
+from fastrnn import choice, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
+from fastrnn.choice import VENDOR
 from fastrnn.gradients import differentiable
 from fastrnn.kernels.contract import CELLS
-
-_VENDOR = backends.TORCH.name
-_WHERE_IT_RUNS = ""  # the backend that an op in a graph holds: the choice is made where it runs
 
 
 class StackOptions(NamedTuple):
@@ -119,46 +113,31 @@ def _run(
     else:
         size = input.shape
         steps, batch = (size[1], size[0]) if batch_first else (size[0], size[1])
-    backend, transformed, tensors = _VENDOR, False, (input, *states, *weights)
-    if steps != 1 or _needs_a_choice(input):
-        if _autocast(input):
+    backend, transformed, tensors = VENDOR, False, (input, *states, *weights)
+    if steps != 1 or choice.single_step_needs_choice(input):
+        if choice.under_autocast(input):
             dtype = torch.get_autocast_dtype(input.device.type)
             input, *rest = (_cast(t, dtype) for t in (input, *states, *weights))
             states, weights = tuple(rest[: len(states)]), rest[len(states) :]
         tensors = (input, *states, *weights)
-        transformed = _transformed(tensors)
-        backend = _choose(cell, tensors, len(states), steps, batch, proj_size > 0, transformed)
-    if backend == _VENDOR:
+        transformed = choice.is_transformed(tensors)
+        call = choice.call_of(cell, tensors, states, steps, batch, transformed)
+        call = call._replace(projected=proj_size > 0)
+        backend = choice.backend_of(
+            call, tensors, leave_open=not choice.saves(options.training, tensors)
+        )
+    if backend == VENDOR:
         if cell == "lstm":
             return _vendor(torch.lstm, input, states, weights, options, batch_first, batch_sizes)
         return _vendor(torch.gru, input, states[0], weights, options, batch_first, batch_sizes)
     op = _operation(cell, transformed)
-    tail = (_saves(options.training, tensors), backend, batch_first)
+    tail = (choice.saves(options.training, tensors), backend, batch_first)
     return _layers(op, input, states, weights, options, batch_sizes, tail)
 
 
 def _is_pair(hx: Any) -> bool:
     """Whether an LSTM's states are two, in a tuple or a list."""
     return isinstance(hx, tuple | list) and len(hx) == 2
-
-
-def _needs_a_choice(input: Tensor) -> bool:
-    """Whether a single step needs more than torch's path.
-
-    There are no weights to keep on chip in a single step, and on a CPU the choice would cost more
-    than it could save.
-    """
-    return (
-        not input.is_cpu
-        or transforms_active()
-        or backends.forced_backend() is not None
-        or _autocast(input)
-    )
-
-
-def _autocast(input: Tensor) -> bool:
-    # The meta device has no autocast, and torch raises an error when asked about it.
-    return not input.is_meta and torch.is_autocast_enabled(input.device.type)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -181,50 +160,6 @@ def _vendor(
     return function(input, batch_sizes, hx, weights, *options)
 
 
-def _choose(
-    cell: str,
-    tensors: tuple[Tensor, ...],
-    states: int,
-    steps: int,
-    batch: int,
-    projected: bool,
-    transformed: bool,
-) -> str:
-    """The backend for input, states and weights; torch's for whatever only torch can answer."""
-    input = tensors[0]
-    compiling = torch.compiler.is_compiling()
-    if not compiling and any(_overrides_functions(type(t)) for t in tensors):
-        return _VENDOR  # such a class expects to be asked about torch's functions
-    if input.layout != torch.strided:
-        return _VENDOR
-    if input.numel() == 0 or any(_differs(t, input) for t in tensors):
-        return _VENDOR  # torch raises its own error, or returns its own empty result
-    in_graph = compiling or is_tracing()
-    if in_graph and _onnx_export():
-        return _VENDOR  # ONNX has operators for torch's
-    call = backends.Call(
-        cell=cell.upper(),
-        device=input.device.type,
-        dtype=input.dtype,
-        steps=steps,
-        batch=batch,
-        input_size=input.shape[-1],
-        hidden_size=tensors[states].shape[-1],
-        training=_needs_gradients(tensors),
-        projected=projected,
-        transformed=transformed,
-    )
-    choice = backends.choose(call)
-    if in_graph and choice.backend != _VENDOR and choice.reason != backends.FORCED:
-        return _WHERE_IT_RUNS
-    return choice.backend
-
-
-def _transformed(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether a transform follows the call; torch.compile cannot ask the tensors themselves."""
-    return transforms_active() and (torch.compiler.is_compiling() or is_transformed(tensors))
-
-
 def _operation(cell: str, transformed: bool) -> Callable[..., tuple[Tensor, ...]]:
     """The op of a cell, or differentiable steps for transforms, which cannot see into an op."""
     if not transformed:
@@ -236,39 +171,6 @@ def _operation(cell: str, transformed: bool) -> Callable[..., tuple[Tensor, ...]
         return forward(*tensors, reverse, batch_first)
 
     return steps
-
-
-@functools.cache
-def _overrides_functions(kind: type[Tensor]) -> bool:
-    """Whether a class of tensors handles torch's functions itself, as ExpandedWeight does."""
-    function = getattr(kind.__torch_function__, "__func__", None)
-    return function not in (None, getattr(Tensor.__torch_function__, "__func__", None))
-
-
-def _differs(tensor: Tensor, input: Tensor) -> bool:
-    return tensor.dtype != input.dtype or tensor.device != input.device
-
-
-def _needs_gradients(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def _saves(training: bool, tensors: Sequence[Tensor]) -> bool:
-    """Whether the ops keep what backward needs.
-
-    A graph that is exported or traced serves inference unless the module is in training mode; its
-    backward pass, if there ever is one, runs the layers again. torch.jit.trace also traces a second
-    time without gradients, and expects the same graph.
-    """
-    if torch.compiler.is_exporting() or is_tracing():
-        return training and any(t.requires_grad for t in tensors)
-    return _needs_gradients(tensors)
-
-
-@constant_in_graphs
-def _onnx_export() -> bool:
-    # torch.onnx takes long to import, and is there if it is exporting.
-    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def _layers(
@@ -334,7 +236,7 @@ def lstm_cell(
     Raises:
         RuntimeError: a forced backend does not support the call, or torch.lstm_cell raises it.
     """
-    if _needs_a_choice(input) and _is_pair(hx):
+    if choice.single_step_needs_choice(input) and _is_pair(hx):
         return _step("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
     return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
@@ -352,29 +254,32 @@ def gru_cell(
     Arguments and errors are those of :func:`lstm_cell`, except that ``hx`` is h [B, H] alone and
     that weights have 3H rows. Returns the new h [B, H].
     """
-    if _needs_a_choice(input):
+    if choice.single_step_needs_choice(input):
         return _step("gru", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
     return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def _step(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Any, ...]) -> Any:
     """The states after one step, by the chosen backend."""
-    if _autocast(input):
+    if choice.under_autocast(input):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, states = _cast(input, dtype), tuple([_cast(state, dtype) for state in states])
         weights = tuple([w if w is None else _cast(w, dtype) for w in weights])
     tensors = (input, *states, *(w for w in weights if w is not None))
-    transformed = _transformed(tensors)
+    transformed = choice.is_transformed(tensors)
     if _sizes_disagree(input, states, weights):
-        backend = _VENDOR  # torch raises its own error
+        backend = VENDOR  # torch raises its own error
     else:
-        backend = _choose(cell, tensors, len(states), 1, input.shape[0], False, transformed)
-    if backend == _VENDOR:
+        call = choice.call_of(cell, tensors, states, 1, input.shape[0], transformed)
+        backend = choice.backend_of(
+            call, tensors, leave_open=False
+        )  # compilers fuse torch's single steps
+    if backend == VENDOR:
         if cell == "lstm":
             return torch.lstm_cell(input, states, *weights)
         return (torch.gru_cell(input, states[0], *weights),)
     op = _operation(cell, transformed)
-    tail = (_needs_gradients(tensors), backend, False)
+    tail = (choice.needs_gradients(tensors), backend, False)
     return op(input, *states, *weights, None, False, *tail)[1 : 1 + len(states)]
 
 

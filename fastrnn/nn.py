@@ -109,7 +109,10 @@ class _Recurrent(_DropIn, nn.RNNBase):
             if batch_sizes is None:
                 hx = self._batched_states(hx, batched)
             hx = self.permute_hidden(hx, indices)
-            self.check_forward_args(input, hx, batch_sizes)
+            if batch_sizes is None or not torch.compiler.is_compiling():
+                self.check_forward_args(input, hx, batch_sizes)
+            else:  # a graph does not know the numbers in batch_sizes: the ops compare them
+                self.check_input(input, batch_sizes)
         return input, hx, batch_sizes, batched
 
     def _layer_weights(self) -> list[Tensor]:

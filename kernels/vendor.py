@@ -28,21 +28,35 @@ def forward(
     batch = states[0].shape[0]
     if save or not len(x):
         return reference.forward(cell, x, states, weights, batch_sizes, reverse, save)
-    # torch has no layer that walks backwards only: run both directions, keep the second.
-    directions = 2 if reverse else 1
-    flat = [w for w in weights if w is not None] * directions
-    initial = [torch.stack([state] * directions) for state in states]
-    options = (len(flat) == 4 * directions, 1, 0.0, False, reverse)
+    # torch has no layer that walks backwards only: turn every sequence around, and the output back.
+    turned = _turned(len(x), batch, batch_sizes, x.device) if reverse else None
+    if turned is not None:
+        x = x[turned]
+    flat = [w for w in weights if w is not None]
+    initial = [state.unsqueeze(0) for state in states]
+    options = (len(flat) == 4, 1, 0.0, False, False)
     function: Any = torch.lstm if cell.states == 2 else torch.gru
     hx = initial if cell.states == 2 else initial[0]
     if batch_sizes is None:
         y, *final = function(x.view(-1, batch, x.shape[1]), hx, flat, *options, False)
+        y = y.view(len(x), -1)
     else:
         y, *final = function(x, batch_sizes, hx, flat, *options)
-    hidden = states[0].shape[1]
-    y = y.reshape(len(x), directions * hidden)[:, -hidden:].contiguous()
+    if turned is not None:
+        y = y[turned]
     nothing = tuple(x.new_empty(0) for _ in cell.saved_widths)
-    return y, tuple(state[-1].clone() for state in final), nothing
+    return y.contiguous(), tuple(state[0].clone() for state in final), nothing
+
+
+def _turned(rows: int, batch: int, batch_sizes: Tensor | None, device: torch.device) -> Tensor:
+    """The index [N] that turns each sequence's rows around; applied twice it changes nothing."""
+    if batch_sizes is None:
+        return torch.arange(rows, device=device).view(-1, batch).flip(0).view(-1)
+    starts = batch_sizes.cumsum(0) - batch_sizes  # of each step
+    time = torch.repeat_interleave(batch_sizes, output_size=rows)
+    sequence = torch.arange(rows) - starts[time]
+    lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
+    return (starts[lengths[sequence] - 1 - time] + sequence).to(device)
 
 
 backward = reference.backward

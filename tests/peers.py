@@ -75,7 +75,8 @@ class Setup:
         if self.layout == "batch_first":
             given = x.transpose(0, 1)
         elif self.layout in LENGTHS:
-            given = self._packed(x)
+            with torch.autocast("cpu", enabled=False):  # it refuses to join rows of float16
+                given = self._packed(x)
         hx: Any = None
         if states:
             hx = states if self.states == 2 else states[0]

@@ -300,5 +300,5 @@ def test_a_training_loop_with_a_gradient_scaler() -> None:
         scaler.scale(value).backward()
         scaler.step(optimiser)
         scaler.update()
-        losses.append(float(value))
+        losses.append(float(value.detach()))
     assert losses[-1] < losses[0]

@@ -262,7 +262,7 @@ def test_exports_with_dynamic_sizes(name: str, strict: bool) -> None:
     shapes = {0: batch} if cell else {0: steps, 1: batch}
     x = torch.randn((3, 4) if cell else (6, 3, 4))
     program = torch.export.export(
-        module.eval(), (x,), dynamic_shapes=(shapes, None), strict=strict
+        module.eval(), (x,), dynamic_shapes=(shapes,), strict=strict
     ).module()
     for shape in ((5, 4), (8, 4)) if cell else ((2, 3, 4), (9, 5, 4)):
         x = torch.randn(shape)

@@ -21,8 +21,8 @@ NATIVE = sorted(p for p in (ROOT / "kernels/csrc").rglob("*") if p.is_file())
 MOST_LINES = 400
 
 LAYER_LIBRARY = {
-    "__init__", "_compat", "backends", "checks", "conversion", "flops", "functional", "gradients",
-    "nn", "ops", "tuning",
+    "__init__", "_compat", "backends", "checks", "choice", "conversion", "flops", "functional",
+    "gradients", "info", "nn", "ops", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__"}  # python -m fastrnn
 FOLDERS = {"cli", "tasks", "training"}
@@ -36,7 +36,9 @@ PARTS = {
     "fastrnn": r"fastrnn",
     "fastrnn.conversion": r"fastrnn\.conversion",
     "fastrnn.nn": r"fastrnn\.nn",
+    "fastrnn.info": r"fastrnn\.info",
     "fastrnn.functional": r"fastrnn\.functional",
+    "fastrnn.choice": r"fastrnn\.choice",
     "fastrnn.ops": r"fastrnn\.ops",
     "fastrnn.checks": r"fastrnn\.checks",
     "fastrnn.flops": r"fastrnn\.flops",
@@ -50,10 +52,10 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.tasks"},
     {"fastrnn.training"},
     {"fastrnn"},
-    {"fastrnn.conversion"},
+    {"fastrnn.conversion", "fastrnn.info"},
     {"fastrnn.nn"},
     {"fastrnn.functional"},
-    {"fastrnn.ops"},
+    {"fastrnn.ops", "fastrnn.choice"},
     {"fastrnn.checks", "fastrnn.flops", "fastrnn.gradients"},
     {"fastrnn.backends"},
     {"fastrnn.tuning"},
@@ -154,7 +156,11 @@ def test_import_loads_nothing_that_only_the_tasks_need() -> None:
 # ---- each backend's name stands in its record, and nowhere else
 
 DEVICE = re.compile(r"device|\.type\b")  # torch's device types have some of the same names
-SAME_WORD = {  # strings that are equal to a backend's name and mean something else
+SAME_WORD = {
+    "fastrnn/info.py": {
+        "torch",
+        "cuda",
+    },  # versions  # strings that are equal to a backend's name and mean something else
     "fastrnn/training/checkpoints.py": {"cpu", "cuda"},  # random states of devices
     "fastrnn/tasks/initialisation.py": {"torch"},  # torch's own initial weights
     "fastrnn/training/report.py": {"torch"},  # whose version is written

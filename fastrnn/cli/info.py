@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import fastrnn
 from fastrnn import backends
 from fastrnn.tasks.config import PixelConfig
 
@@ -78,7 +79,7 @@ def info(
 ) -> None:
     """Show which backends are available, and which one a call would use."""
     if explain is None:
-        facts = backends.backend_info()
+        facts = fastrnn.backend_info()
         print(json.dumps(facts, indent=2) if as_json else _described(facts))
         return
     choice = _explained(

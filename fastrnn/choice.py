@@ -1,0 +1,132 @@
+"""Which backend a call of a layer takes, as it is made: eager, traced, transformed, under autocast.
+
+:mod:`fastrnn.backends` chooses by device, dtype and sizes; here is what the tensors, and what
+follows the call, add to that.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from fastrnn import _compat, backends
+
+VENDOR = backends.TORCH.name
+WHERE_IT_RUNS = ""  # the backend that an op in a graph holds: the choice is made where it runs
+
+
+def single_step_needs_choice(input: Tensor) -> bool:
+    """Whether a single step needs more than torch's path.
+
+    There are no weights to keep on chip in a single step, and on a CPU the choice would cost more
+    than it could save.
+    """
+    return (
+        not input.is_cpu
+        or _compat.transforms_active()
+        or backends.forced_backend() is not None
+        or under_autocast(input)
+        or in_graph()
+    )
+
+
+def in_graph() -> bool:
+    """Whether the call is being compiled, exported or traced."""
+    return torch.compiler.is_compiling() or is_tracing()
+
+
+def under_autocast(input: Tensor) -> bool:
+    """Whether torch.autocast is active for the input's device."""
+    # The meta device has no autocast, and torch raises an error when asked about it.
+    return not input.is_meta and torch.is_autocast_enabled(input.device.type)
+
+
+def call_of(
+    cell: str,
+    tensors: Sequence[Tensor],
+    states: Sequence[Tensor],
+    steps: int,
+    batch: int,
+    transformed: bool,
+) -> backends.Call:
+    """What the choice of a backend depends on."""
+    input = tensors[0]
+    return backends.Call(
+        cell=cell.upper(),
+        device=input.device.type,
+        dtype=input.dtype,
+        steps=steps,
+        batch=batch,
+        input_size=input.shape[-1],
+        hidden_size=states[-1].shape[-1],
+        training=needs_gradients(tensors),
+        transformed=transformed,
+    )
+
+
+def backend_of(call: backends.Call, tensors: tuple[Tensor, ...], leave_open: bool) -> str:
+    """The backend for input, states and weights; torch's for whatever only torch can answer.
+
+    With ``leave_open``, a graph does not hold the torch layer that this machine would choose where
+    another machine may have better kernels.
+    """
+    input = tensors[0]
+    if not torch.compiler.is_compiling() and any(_overrides_functions(type(t)) for t in tensors):
+        return VENDOR  # such a class expects to be asked about torch's functions
+    if input.layout != torch.strided:
+        return VENDOR
+    if input.numel() == 0 or any(_differs(t, input) for t in tensors):
+        return VENDOR  # torch raises its own error, or returns its own empty result
+    traced = in_graph()
+    if traced and _onnx_export():
+        return VENDOR  # ONNX has operators for torch's
+    choice = backends.choose(call)
+    if not traced or choice.reason == backends.FORCED:
+        return choice.backend
+    ours = choice.backend != VENDOR or (leave_open and backends.has_kernels(call))
+    return WHERE_IT_RUNS if ours else VENDOR
+
+
+def is_transformed(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether a transform follows the call; torch.compile cannot ask the tensors themselves."""
+    compiling = torch.compiler.is_compiling()
+    return _compat.transforms_active() and (compiling or _compat.is_transformed(tensors))
+
+
+@functools.cache
+def _overrides_functions(kind: type[Tensor]) -> bool:
+    """Whether a class of tensors handles torch's functions itself, as ExpandedWeight does."""
+    function = getattr(kind.__torch_function__, "__func__", None)
+    return function not in (None, getattr(Tensor.__torch_function__, "__func__", None))
+
+
+def _differs(tensor: Tensor, input: Tensor) -> bool:
+    return tensor.dtype != input.dtype or tensor.device != input.device
+
+
+def needs_gradients(tensors: Sequence[Tensor]) -> bool:
+    """Whether autograd follows a call with these tensors."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def saves(training: bool, tensors: Sequence[Tensor]) -> bool:
+    """Whether the ops keep what backward needs.
+
+    A graph that is exported or traced serves inference unless the module is in training mode; its
+    backward pass, if there ever is one, runs the layers again. torch.jit.trace also traces a second
+    time without gradients, and expects the same graph.
+    """
+    if torch.compiler.is_exporting() or is_tracing():
+        return training and any(t.requires_grad for t in tensors)
+    return needs_gradients(tensors)
+
+
+@_compat.constant_in_graphs
+def _onnx_export() -> bool:
+    # torch.onnx takes long to import, and is there if it is exporting.
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()

@@ -1,0 +1,33 @@
+"""What fastrnn finds on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastrnn import backends
+
+
+def backend_info() -> dict[str, Any]:
+    """What is available, and what is not and why, as plain values, ready for JSON.
+
+    Returns:
+        Versions, threads, the forced backend, and ``backends``: by name, ``available`` and more.
+    """
+    found = {}
+    for record in backends.BACKENDS.values():
+        error = record.load_error()
+        found[record.name] = {
+            "available": error is None,
+            **({"reason": error} if error else {}),
+            **record.facts(),
+        }
+    return {
+        "fastrnn": backends.fastrnn_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "forced": backends.forced_backend(),
+        "backends": found,
+    }
