@@ -50,6 +50,27 @@ def transforms_active() -> bool:
     return functorch or forward_ad._current_level >= 0
 
 
+def calls_are_intercepted() -> bool:
+    """Whether a transform, forward-mode differentiation or a torch_dispatch mode sees each call.
+
+    torch has no public test for a mode. If _len_torch_dispatch_stack goes: return True, and layers
+    run one by one. For the other names see :func:`transforms_active`.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def extension_path() -> str:
+    """The file of torch's extension module, which depends on libtorch_cpu.
+
+    If torch._C goes: look for libtorch_cpu in the folder lib beside torch/__init__.py.
+    """
+    return torch._C.__file__
+
+
 def is_transformed(tensors: Sequence[Tensor]) -> bool:
     """Whether a functorch transform or forward-mode differentiation follows one of the tensors.
 

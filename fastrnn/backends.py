@@ -57,6 +57,7 @@ class Backend:
         projections: whether it runs proj_size > 0.
         transforms: whether forward-mode gradients and functorch transforms pass through it.
         pixel_loop: below fastrnn.kernels, the module with its loop over pixels; None without one.
+        stacks: whether it has an op for whole stacks of layers; see :mod:`fastrnn.inference`.
         load_error: why it cannot be used on this machine; returns None if it can.
         facts: more about it, ready for JSON, for :func:`fastrnn.backend_info`.
     """
@@ -71,6 +72,7 @@ class Backend:
     projections: bool = False
     transforms: bool = False
     pixel_loop: str | None = None
+    stacks: bool = False
     load_error: Callable[[], str | None] = _nothing_missing
     facts: Callable[[], Mapping[str, Any]] = field(default=dict)
 
@@ -138,6 +140,7 @@ BACKENDS: dict[str, Backend] = {
             dtypes=(torch.float32, torch.float64, torch.bfloat16),
             automatic=True,
             pixel_loop="cpu_pixels",
+            stacks=True,
             load_error=_function_of("cpu", "load_error"),
             facts=_function_of("cpu", "info"),
         ),
@@ -255,6 +258,10 @@ def choose(call: Call) -> Choice:
                 "or force another backend (FASTRNN_BACKEND, fastrnn.backend)"
             )
         return Choice(forced, FORCED)
+    return _choose_freely(call)
+
+
+def _choose_freely(call: Call) -> Choice:
     if call.transformed and unsupported(REFERENCE.name, call) is None:
         reason = "forward-mode gradients and functorch need differentiable steps"
         return Choice(REFERENCE.name, reason)
@@ -284,6 +291,11 @@ def has_kernels(call: Call) -> bool:
         and record.unsupported_dtype(call) is None
         for record in BACKENDS.values()
     )
+
+
+def runs_in_one_op(call: Call) -> bool:
+    """Whether a stack of layers shall run in one op, if no backend is forced."""
+    return BACKENDS[_choose_freely(call._replace(in_one_op=True)).backend].stacks
 
 
 def kernels_for(name: str, call: Call) -> KernelModule:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from fastrnn import choice, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
+from fastrnn import choice, inference, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
 from fastrnn.choice import VENDOR
 from fastrnn.gradients import differentiable
 from fastrnn.kernels.contract import CELLS
@@ -108,6 +108,13 @@ def _run(
     batch_sizes: Tensor | None,
     proj_size: int,
 ) -> Any:
+    bias, num_layers, dropout, training, bidirectional = options
+    if not proj_size and not (dropout and training and num_layers > 1):
+        results = inference.run(
+            cell, input, states, weights, bias, num_layers, bidirectional, batch_first, batch_sizes
+        )
+        if results is not None:
+            return tuple(results)
     if batch_sizes is not None:
         steps, batch, batch_first = batch_sizes.shape[0], states[0].shape[1], False
     else:

@@ -30,6 +30,7 @@ class Call(NamedTuple):
     training: bool  # gradients will be asked for
     projected: bool = False  # proj_size > 0
     transformed: bool = False  # forward-mode gradients or a functorch transform is active
+    in_one_op: bool = False  # a whole stack, without the cost of Python for each layer
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Entry:
         name: of the entry; part of the reason that ``fastrnn info --explain`` prints.
         because: why torch.nn's path is the faster one.
         on_cpu: whether tensors are on the CPU, or on another device.
-        cell, dtype, training, bfloat16_pairs: None stands for any value; ``bfloat16_pairs`` says
-            whether the processor multiplies bfloat16 numbers in pairs.
+        cell, dtype, training, in_one_op, bfloat16_pairs: None stands for any value;
+            ``bfloat16_pairs`` says whether the processor multiplies bfloat16 numbers in pairs.
         steps, batch, hidden_size: ranges of T, B and H.
     """
 
@@ -70,6 +71,7 @@ class Entry:
     cell: str | None = None
     dtype: torch.dtype | None = None
     training: bool | None = None
+    in_one_op: bool | None = None
     bfloat16_pairs: bool | None = None
     steps: Range = _ANY
     batch: Range = _ANY
@@ -88,6 +90,7 @@ class Entry:
             and self.cell in (None, call.cell)
             and self.dtype in (None, call.dtype)
             and self.training in (None, call.training)
+            and self.in_one_op in (None, call.in_one_op)
             and self.bfloat16_pairs in (None, _compat.multiplies_bfloat16_in_pairs())
             and call.hidden_size in self.hidden_size
             and call.steps in self.steps
@@ -96,7 +99,7 @@ class Entry:
 
     def overlaps(self, other: Entry) -> bool:
         """Whether a call can belong to both classes."""
-        choices = ("on_cpu", "cell", "dtype", "training", "bfloat16_pairs")
+        choices = ("on_cpu", "cell", "dtype", "training", "in_one_op", "bfloat16_pairs")
         pairs = [(getattr(self, name), getattr(other, name)) for name in choices]
         return all(a is None or b is None or a == b for a, b in pairs) and all(
             getattr(self, name).overlaps(getattr(other, name))
@@ -158,7 +161,14 @@ UNTIMED = Entry(
 
 TABLE: tuple[Entry, ...] = (
     UNTIMED,
-    Entry("T=1", "one step: no weights to keep on chip", steps=Range(1, 2)),
+    Entry("T=1", "one step: no weights to keep on chip", in_one_op=False, steps=Range(1, 2)),
+    Entry(
+        "T=1, H>=128, in one op",
+        "one step: no weights to keep on chip",
+        in_one_op=True,
+        steps=Range(1, 2),
+        hidden_size=Range(128),
+    ),
     _PAIRS,
     dataclasses.replace(
         _PAIRS,

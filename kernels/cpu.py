@@ -71,6 +71,15 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def function(name: str) -> Any:
+    """``fastrnn_cpu_<name>``, for other native code to call.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    return getattr(_library(), f"fastrnn_cpu_{name}")
+
+
 def info() -> dict[str, Any]:
     """The library's path, the instruction set in use, and those that this processor could use.
 

@@ -22,9 +22,9 @@ MOST_LINES = 400
 
 LAYER_LIBRARY = {
     "__init__", "_compat", "backends", "checks", "choice", "conversion", "flops", "functional",
-    "gradients", "info", "nn", "ops", "tuning",
+    "gradients", "inference", "info", "nn", "ops", "tuning",
 }  # fmt: skip
-COMMAND = {"__main__"}  # python -m fastrnn
+COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
 FOLDERS = {"cli", "tasks", "training"}
 
 # What each part may import of the others; first match decides. The order is that of the layers.
@@ -39,6 +39,7 @@ PARTS = {
     "fastrnn.info": r"fastrnn\.info",
     "fastrnn.functional": r"fastrnn\.functional",
     "fastrnn.choice": r"fastrnn\.choice",
+    "fastrnn.inference": r"fastrnn\.inference",
     "fastrnn.ops": r"fastrnn\.ops",
     "fastrnn.checks": r"fastrnn\.checks",
     "fastrnn.flops": r"fastrnn\.flops",
@@ -46,6 +47,7 @@ PARTS = {
     "fastrnn.backends": r"fastrnn\.backends",
     "fastrnn.tuning": r"fastrnn\.tuning",
     "fastrnn._compat": r"fastrnn\._compat",
+    "fastrnn._signals": r"fastrnn\._signals",
 }
 LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.cli"},
@@ -55,11 +57,11 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.conversion", "fastrnn.info"},
     {"fastrnn.nn"},
     {"fastrnn.functional"},
-    {"fastrnn.ops", "fastrnn.choice"},
+    {"fastrnn.ops", "fastrnn.choice", "fastrnn.inference"},
     {"fastrnn.checks", "fastrnn.flops", "fastrnn.gradients"},
     {"fastrnn.backends"},
     {"fastrnn.tuning"},
-    {"fastrnn._compat", "fastrnn.kernels"},
+    {"fastrnn._compat", "fastrnn._signals", "fastrnn.kernels"},
 ]
 BELOW_THE_TASKS = {"fastrnn.kernels"}  # which the tasks and their commands reach by the backends
 
@@ -162,6 +164,7 @@ SAME_WORD = {
         "cuda",
     },  # versions  # strings that are equal to a backend's name and mean something else
     "fastrnn/training/checkpoints.py": {"cpu", "cuda"},  # random states of devices
+    "fastrnn/training/distributed.py": {"cpu", "cuda"},  # settings of the device
     "fastrnn/tasks/initialisation.py": {"torch"},  # torch's own initial weights
     "fastrnn/training/report.py": {"torch"},  # whose version is written
     "kernels/triton/__init__.py": {"triton"},  # the package that is looked for

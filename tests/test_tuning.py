@@ -25,6 +25,7 @@ def smallest_call(entry: Entry, **changes: Any) -> Call:
         "input_size": 1,
         "hidden_size": max(1, entry.hidden_size.least),
         "training": bool(entry.training),
+        "in_one_op": bool(entry.in_one_op),
     }
     return Call(**{**values, **changes})
 

@@ -1,0 +1,105 @@
+"""A whole stack of layers in one op, for calls in eager mode on CPUs that need no gradients.
+
+:func:`run` returns None for every other call; it then goes through :mod:`fastrnn.functional`.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from fastrnn import backends
+from fastrnn._compat import calls_are_intercepted, extension_path
+from fastrnn.kernels import stack
+from fastrnn.kernels.contract import CELLS
+from fastrnn.kernels.cpu import DTYPES
+
+_library = torch.library.Library("fastrnn", "FRAGMENT")
+for _schema in stack.SCHEMAS:
+    _library.define(_schema)
+    _name = _schema.partition("(")[0]
+    # Only calls without gradients get here, and autograd's own default would cost a microsecond.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+_PLAIN = frozenset({Tensor, nn.Parameter})
+_CELLS = {cell.code: cell.name.upper() for cell in CELLS.values()}
+_GRU = CELLS["gru"].name
+_DTYPES = {code: dtype for dtype, code in DTYPES.items()}
+_CPU = torch.device("cpu").type
+_lock = threading.Lock()
+_ready: bool | None = None  # None until the ops are asked for
+
+
+def _choose(call: stack.StackCall) -> bool:
+    return backends.runs_in_one_op(
+        backends.Call(
+            cell=_CELLS[call.cell],
+            device=_CPU,
+            dtype=_DTYPES[call.dtype],
+            steps=call.steps,
+            batch=call.batch,
+            input_size=call.input_size,
+            hidden_size=call.hidden_size,
+            training=False,
+        )
+    )
+
+
+def load_error() -> str | None:
+    """Why stacks cannot run in one op; None if they can."""
+    global _ready  # noqa: PLW0603
+    with _lock:
+        error = _enable()
+        _ready = error is None
+    return error
+
+
+@functools.cache
+def _enable() -> str | None:
+    return stack.enable(extension_path(), _choose)
+
+
+def run(
+    cell: str,
+    input: Tensor,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+    bias: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> list[Tensor] | None:
+    """The output and the final states; None for a call that needs more than this.
+
+    Arguments are those of :func:`fastrnn.functional.lstm`. Dropout must not be active.
+    """
+    if torch.compiler.is_compiling() or not input.is_cpu or not _is_plain(input, states, weights):
+        return None
+    if not _ready and (_ready is not None or load_error() is not None):
+        return None
+    if batch_sizes is None:
+        options = stack.options(cell == _GRU, bias, bidirectional, batch_first, num_layers)
+        return torch.ops.fastrnn.stack.default(input, states, weights, options) or None
+    options = stack.options(cell == _GRU, bias, bidirectional, False, num_layers)
+    op = torch.ops.fastrnn.packed_stack.default
+    return op(input, batch_sizes, states, weights, options) or None
+
+
+def _is_plain(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:
+    """Whether nothing but the results is asked of a call, and of tensors that are just tensors."""
+    tensors: tuple[Any, ...] = (input, *states, *weights)
+    return not (
+        (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        or calls_are_intercepted()
+        or torch.is_autocast_enabled(_CPU)
+        or backends.forced_backend() is not None
+        or is_tracing()
+        or not _PLAIN.issuperset(map(type, tensors))
+    )

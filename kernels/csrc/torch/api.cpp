@@ -1,0 +1,92 @@
+// The C interface of libfastrnn_torch, and the ops' kernels.
+#include <string.h>
+
+#include <atomic>
+#include <new>
+
+#include "choices.h"
+#include "fastrnn_torch.h"
+#include "stack.h"
+
+namespace fastrnn {
+
+TorchFunctions torch;
+
+namespace {
+
+fastrnn_cpu_forward_function forward;
+fastrnn_torch_choose ask_python;
+std::atomic<int> most_threads{1 << 16};
+
+Choices &choices() {
+  static Choices &made = *new Choices;  // lives on, for threads that outlive the process's end
+  return made;
+}
+
+bool choose(const fastrnn_torch_call &call) { return choices()(call, ask_python); }
+
+StackContext context() {
+  uint32_t threads = 1;
+  torch.torch_get_num_threads(&threads);
+  const int most = most_threads.load(std::memory_order_relaxed);
+  return {forward, choose, threads < 1 ? 1 : threads > uint32_t(most) ? most : int(threads)};
+}
+
+// stack(input, states, weights, options) or packed_stack(input, batch_sizes, states, ...): the
+// results, or an empty list for a call that has to go through Python.
+void stack_kernel(StableValue *values, bool packed) {
+  const StableValue *next = values;
+  StackArguments arguments;
+  arguments.packed = packed;
+  arguments.input = Tensor(reinterpret_cast<TensorHandle>(*next++));
+  if (packed) arguments.batch_sizes = Tensor(reinterpret_cast<TensorHandle>(*next++));
+  bool complete = take_list(*next++, &arguments.states);
+  complete = take_list(*next++, &arguments.weights) && complete;
+  arguments.options = StackOptions(int64_t(*next));
+  std::vector<Tensor> results;
+  if (complete && !run_stack(&arguments, context(), &results)) results.clear();
+  if (!make_list(&results, values)) throw std::bad_alloc();
+}
+
+void stack(StableValue *values, uint64_t, uint64_t) { stack_kernel(values, false); }
+void packed_stack(StableValue *values, uint64_t, uint64_t) { stack_kernel(values, true); }
+
+}  // namespace
+}  // namespace fastrnn
+
+using namespace fastrnn;
+
+int fastrnn_abi_version(void) { return FASTRNN_ABI_VERSION; }
+
+const char *fastrnn_torch_functions(void) {
+#define FASTRNN_NAME(name, result, arguments) #name " "
+  return FASTRNN_TORCH_FUNCTIONS(FASTRNN_NAME);
+#undef FASTRNN_NAME
+}
+
+int fastrnn_torch_bind(void *const *torch_functions, fastrnn_cpu_forward_function cpu_forward,
+                       fastrnn_torch_choose choose_function) {
+  if (!torch_functions || !cpu_forward || !choose_function) return FASTRNN_ERROR_ARGUMENT;
+  constexpr size_t count = sizeof(TorchFunctions) / sizeof(void *);
+  for (size_t i = 0; i < count; ++i)
+    if (!torch_functions[i]) return FASTRNN_ERROR_ARGUMENT;
+  memcpy(&fastrnn::torch, torch_functions, sizeof(TorchFunctions));
+  forward = cpu_forward;
+  ask_python = choose_function;
+  return FASTRNN_OK;
+}
+
+int fastrnn_torch_register(void) {
+  // The library object is kept: to delete it would take the kernels away again.
+  LibraryHandle library = nullptr;
+  const auto &t = fastrnn::torch;
+  const bool failed = t.aoti_torch_library_init_impl("fastrnn", "CompositeExplicitAutograd",
+                                                     "libfastrnn_torch", 0, &library) ||
+                      t.torch_library_impl(library, "stack", &stack, kTorchVersion) ||
+                      t.torch_library_impl(library, "packed_stack", &packed_stack, kTorchVersion);
+  return failed ? FASTRNN_ERROR_ARGUMENT : FASTRNN_OK;
+}
+
+void fastrnn_torch_forget(void) { choices().forget(); }
+
+void fastrnn_torch_limit_threads(int most) { most_threads = most < 1 ? 1 : most; }

@@ -1,0 +1,57 @@
+// The choices that were made, by call.
+#pragma once
+
+#include <string.h>
+
+#include <mutex>
+#include <unordered_map>
+
+#include "fastrnn_torch.h"
+
+namespace fastrnn {
+
+// Remembers what a function answers. Bounded: when full, it starts again.
+class Choices {
+ public:
+  bool operator()(const fastrnn_torch_call &call, fastrnn_torch_choose choose) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = known_.find(call);
+      if (found != known_.end()) return found->second;
+    }
+    const bool answer = choose(&call) != 0;  // without the lock: it waits for Python's
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (known_.size() >= kMost) known_.clear();
+    known_[call] = answer;
+    return answer;
+  }
+
+  void forget() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    known_.clear();
+  }
+
+ private:
+  static constexpr size_t kMost = 4096;
+
+  struct Hash {
+    size_t operator()(const fastrnn_torch_call &c) const {
+      size_t hash = 0;
+      for (const int64_t value : {int64_t{c.cell}, int64_t{c.dtype}, int64_t{c.threads},
+                                  int64_t{c.packed}, c.steps, c.batch, c.input_size, c.hidden_size})
+        hash = (hash ^ size_t(value)) * 0x9e3779b97f4a7c15u;
+      return hash ^ hash >> 29;
+    }
+  };
+  struct Equal {
+    bool operator()(const fastrnn_torch_call &a, const fastrnn_torch_call &b) const {
+      static_assert(sizeof a == 4 * sizeof(int32_t) + 4 * sizeof(int64_t), "padding");
+      return memcmp(&a, &b, sizeof a) == 0;
+    }
+  };
+
+  std::mutex mutex_;
+  std::unordered_map<fastrnn_torch_call, bool, Hash, Equal> known_;
+};
+
+}  // namespace fastrnn

@@ -1,0 +1,116 @@
+"""Whole stacks of layers on a CPU in one op, without gradients: libfastrnn_torch through ctypes.
+
+The library gets tensors straight from torch's dispatcher and calls the native CPU library, which
+saves the cost of Python for every layer and direction. It is built without torch; the C functions
+of torch that it needs are part of torch's stable ABI, and their addresses are looked up here.
+
+Without the library, or with FASTRNN_STACK=0 in the environment, layers run one by one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fastrnn.kernels import cpu
+from fastrnn.kernels.library import open_library
+
+_LIBRARY = "fastrnn_torch"
+_REMEDY = "reinstall fastrnn"
+# What the ops return is empty for a call that must go through Python: one that the library does not
+# support, with arguments that do not fit, or for which the choice is another backend.
+SCHEMAS = (
+    "stack(Tensor input, Tensor[] states, Tensor[] weights, int options) -> Tensor[]",
+    "packed_stack(Tensor input, Tensor batch_sizes, Tensor[] states, Tensor[] weights, int options)"
+    " -> Tensor[]",
+)
+
+
+class StackCall(NamedTuple):
+    """What decides where a stack runs; dtype and cell as in :mod:`fastrnn.kernels.cpu`."""
+
+    cell: int
+    dtype: int
+    threads: int
+    packed: bool
+    steps: int
+    batch: int
+    input_size: int
+    hidden_size: int
+
+
+class _StackCall(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int32) for name in StackCall._fields[:4]],
+        *[(name, ctypes.c_int64) for name in StackCall._fields[4:]],
+    ]
+
+
+_Choose = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_StackCall))
+_library: ctypes.CDLL | None = None
+_kept: list[Any] = []  # what the library has the address of
+
+
+def options(
+    gru: bool, biases: bool, bidirectional: bool, batch_first: bool, num_layers: int
+) -> int:
+    """How a stack is built, as one number for the ops."""
+    return gru | biases << 1 | bidirectional << 2 | batch_first << 3 | num_layers << 4
+
+
+def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | None:
+    """Gives the ops, whose :data:`SCHEMAS` must be defined, their kernels.
+
+    Args:
+        torch_library: path of a library that contains, or depends on, libtorch_cpu.
+        choose: whether the native CPU library shall run a call; see :func:`forget_choices`.
+
+    Returns:
+        Why the ops cannot be used; None if they can.
+    """
+    global _library  # noqa: PLW0603
+    if os.environ.get("FASTRNN_STACK") == "0":
+        return "FASTRNN_STACK=0 is set in the environment"
+    if (error := cpu.load_error()) is not None:
+        return error
+    library, error = open_library(_LIBRARY, "the native library of stacks", _REMEDY)
+    if library is None:
+        return error
+    library.fastrnn_torch_functions.restype = ctypes.c_char_p
+    names = library.fastrnn_torch_functions().decode().split()
+    torch = ctypes.CDLL(torch_library)
+    missing = [name for name in names if not hasattr(torch, name)]
+    if missing:
+        return f"this torch lacks {', '.join(missing)}"
+
+    @_Choose
+    def answer(call: Any) -> int:
+        fields = call.contents
+        try:
+            return choose(StackCall(*(getattr(fields, name) for name in StackCall._fields)))
+        except Exception:  # no exception can pass through C; Python's path raises it again
+            return 0
+
+    functions = (ctypes.c_void_p * len(names))(*[_address(getattr(torch, name)) for name in names])
+    forward = ctypes.c_void_p(_address(cpu.function("forward")))
+    if library.fastrnn_torch_bind(functions, forward, answer) or library.fastrnn_torch_register():
+        return "torch refuses the ops' kernels"
+    _kept.extend((torch, answer))
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: library.fastrnn_torch_limit_threads(1))
+    _library = library
+    return None
+
+
+def _address(function: Any) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+def forget_choices() -> None:
+    """Makes the ops ask again; for whoever changes what the choice depends on."""
+    if _library is not None:
+        _library.fastrnn_torch_forget()
