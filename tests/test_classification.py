@@ -82,13 +82,13 @@ class _Echo(nn.Module):
 class TestFigures:
     def test_cross_entropy_and_accuracy_of_each_image(self):
         x = torch.tensor([3.0, 4.0]).reshape(1, 2, 1)
-        figures = TASK.measure(_Echo().eval(), x, torch.tensor([3, 9]), PixelConfig())
+        figures = TASK.measure(_Echo().eval(), x, torch.tensor([3, 9]), PixelConfig(), ())
         torch.testing.assert_close(figures["loss"], torch.tensor([0.0, 50.0]))
         torch.testing.assert_close(figures["accuracy"], torch.tensor([1.0, 0.0]))
 
     def test_an_unsure_model_loses_ln_10(self):
         logits = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 10))).eval()
-        figures = TASK.measure(logits, torch.zeros(10, 1, 1), torch.tensor([0]), PixelConfig())
+        figures = TASK.measure(logits, torch.zeros(10, 1, 1), torch.tensor([0]), PixelConfig(), ())
         assert figures["loss"].item() == pytest.approx(math.log(10))
 
     def test_pixels_are_dropped_in_training_only(self):
@@ -100,8 +100,11 @@ class TestFigures:
                 return torch.zeros(x.shape[1], 10)
 
         x, labels, model = torch.ones(64, 50, 1), torch.zeros(50).long(), Keep()
-        TASK.measure(model.train(), x, labels, PixelConfig(input_dropout=0.25))
-        TASK.measure(model.eval(), x, labels, PixelConfig(input_dropout=0.25))
+        split, config = data.Split(x[:, :, 0].t(), labels), PixelConfig(input_dropout=0.25)
+        config = dataclasses.replace(config, device="cpu")
+        for training in (True, False):
+            noise = TASK.noise(model.train(training), split, 50, config)
+            TASK.measure(model, x, labels, config, noise)
         assert set(seen[0].unique().tolist()) == {0.0, 1.0}
         assert seen[0].mean().item() == pytest.approx(0.75, abs=0.05)
         assert torch.equal(seen[1], x)
@@ -116,7 +119,7 @@ class TestPictures:
         drawn: list[torch.Tensor] = []
         monkeypatch.setattr(figures, "confusion", drawn.append)
         config = PixelConfig(dataset="digits", device="cpu")
-        TASK.figures(TASK.model(config, digits), digits, config)
+        TASK.figures(TASK.model(config, digits), digits, config)["confusion"]()
         (counts,) = drawn
         labels = torch.bincount(digits.test.labels, minlength=10)
         assert torch.equal(counts.sum(1), labels)

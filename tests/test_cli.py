@@ -57,7 +57,7 @@ class TestTrain:
         assert config["settings"]["hidden_size"] == 4
         names = "dataset data_dir pixels cell hidden_size num_layers initialisation input_dropout "
         names += "epochs batch_size learning_rate schedule warmup clip seed device backend "
-        names += "checkpoint_seconds"
+        names += "checkpoint_seconds accumulate"
         assert set(config["settings"]) == set(names.split())  # else older runs do not open
         summary = json.loads((finished / "summary.json").read_text())
         assert set(summary) >= {"test_accuracy", "test_loss", "training_seconds", "backend"}
@@ -89,7 +89,7 @@ class TestErrors:
                 "backend is 'fast'; expected one of",
             ),
             (["train", "classification", "--dataset", "mnist", "--data-dir", "no"], "MNIST"),
-            (["train", "classification", "--resume", "no"], "no is not a run"),
+            (["train", "classification", "--resume", "no"], "no does not exist"),
             (["train", "classification", "--cell", ""], "cell is ''; expected one of"),
             (
                 ["train", "classification", *TINY, "--device", "cpu", "--backend", "cuda"],
@@ -104,7 +104,7 @@ class TestErrors:
                 "predicts binary pixels, not grey ones: drop --pixels",
             ),
             (["train", "classification", *TINY, "--out", "/proc/run"], "/proc/run cannot be made"),
-            (["evaluate", "no"], "no is not a run"),
+            (["evaluate", "no"], "no does not exist"),
             (["info", "--explain", "RNN"], "--explain is 'RNN'; expected LSTM or GRU"),
             (
                 ["info", "--explain", "GRU", "--dtype", "int8"],
@@ -128,10 +128,10 @@ class TestErrors:
         assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes"]
 
     def test_resume_takes_no_other_settings(self, fastrnn, finished):
-        arguments = ["--resume", finished, "--epochs", "9"]
+        arguments = ["--resume", finished, "--batch-size", "9"]
         status, _, err = fastrnn("train", "classification", *arguments)
         assert (status, err.count("\n")) == (2, 1)
-        assert "drop epochs" in err
+        assert "drop batch_size" in err
 
     def test_what_to_run_instead_can_be_pasted(self, fastrnn, tmp_path, finished):
         (tmp_path / "a run").symlink_to(finished)

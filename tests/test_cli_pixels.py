@@ -125,7 +125,7 @@ class TestErrors:
         ("arguments", "message"),
         [
             (["complete", INPAINTING], "is a run of inpainting; expected pixel-prediction"),
-            (["complete", "none"], "none is not a run"),
+            (["complete", "none"], "none does not exist"),
             (["complete", PREDICTION, "--pixels", "0,4"], "--pixels is '0,4'; expected different"),
             (["complete", PREDICTION, "--pixels", "64"], "whole numbers from 1 to 63"),
             (["complete", PREDICTION, "--images", "999"], "--images is 999; expected 1 to "),

@@ -85,7 +85,7 @@ class TestDrawing:
         found = _complete(model, digits, window=63, samples=1)
         x, labels = data.sequences(found.images, grey=False), found.labels
         with torch.no_grad():
-            loss = TASK.measure(model, x, labels, CONFIG)["loss"]
+            loss = TASK.measure(model, x, labels, CONFIG, ())["loss"]
         torch.testing.assert_close(found.true_nats([63])[:, 0].float(), loss)
 
 

@@ -2,15 +2,22 @@
 
 import gzip
 import hashlib
+import http.server
 import os
 import shutil
+import socket
+import threading
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import MNIST
 
-from fastrnn.tasks import data
+from fastrnn.tasks import data, downloads
 
 TRAIN, TEST = 5010, 20  # images of the imitation below; its validation set is the first 5,000
 
@@ -111,7 +118,7 @@ def test_a_damaged_file_is_named_with_the_remedy(folder: Path, damage) -> None:
         data.load("mnist", folder)
     message = str(error.value)
     assert path.stem in message
-    assert f"--download --data-dir {path.parent}" in message
+    assert f"fastrnn download mnist --data-dir {path.parent}" in message
     assert "\n" not in message
     assert sorted(folder.rglob("*")) == before
 
@@ -126,36 +133,127 @@ def test_auto_takes_digits_where_there_is_no_mnist(tmp_path: Path) -> None:
 
 
 def test_mnist_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(data.DataError, match="--download"):
+    with pytest.raises(data.DataError, match="fastrnn download mnist"):
         data.load("mnist", tmp_path)
 
 
+class _Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves the files in ``packed``; after ``most`` bytes of an answer, the connection ends."""
+
+    packed: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str | None]] = []
+    most: ClassVar[int] = 1 << 30
+
+    def do_GET(self):
+        content = self.packed.get(self.path.lstrip("/"))
+        if content is None:
+            self.send_error(404)
+            return
+        wanted = self.headers["Range"]
+        self.asked.append(wanted)
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : start + self.most])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mirror(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Mirror]]:
+    """A mirror on this machine that torchvision's list of mirrors and checksums names."""
+
+    class Mirror(_Mirror):
+        packed = {f"{name}.gz": gzip.compress(c, 1, mtime=0) for name, c in contents.items()}
+        asked: ClassVar[list[str | None]] = []
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sums = [(name, hashlib.md5(content).hexdigest()) for name, content in Mirror.packed.items()]
+    monkeypatch.setattr(MNIST, "resources", sums)
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    yield Mirror
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.parametrize("inner", [".", "MNIST", "MNIST/raw"])
-def test_a_download_fills_the_folder_that_lacks_a_file(
-    folder: Path, inner: str, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_fills_the_folder_that_lacks_a_file(folder: Path, inner: str, mirror) -> None:
     lost = folder / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
     lost.unlink()
-
-    def fetch(url: str, download_root: str, filename: str, md5: str) -> None:
-        name = filename.removesuffix(".gz")
-        (Path(download_root) / name).write_bytes(contents[name])
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fetch)
     assert len(data.load("mnist", folder / inner, download=True).train) == TRAIN - 5000
-    assert lost.with_suffix("").exists()
+    assert lost.exists()
+    assert mirror.asked == [None]  # the others were there
+
+
+def test_a_download_that_broke_off_goes_on_where_it_stopped(folder: Path, mirror) -> None:
+    raw = folder / "MNIST" / "raw"
+    (raw / "t10k-images-idx3-ubyte.gz").unlink()
+    mirror.most = 5000
+    with pytest.raises(data.DataError, match="ended after 5000 of .* goes on where it stopped"):
+        downloads.fetch(raw, data.MNIST_FILES)
+    with pytest.raises(data.DataError, match="t10k-images"):
+        data.load("mnist", folder)
+    mirror.most = 1 << 30
+    assert downloads.fetch(raw, data.MNIST_FILES)
+    assert mirror.asked == [None, "bytes=5000-"]
+    assert len(data.load("mnist", folder).test) == TEST
+    assert not list(raw.glob(".*"))
+
+
+def test_a_download_with_the_wrong_content_is_not_kept(folder: Path, mirror) -> None:
+    raw = folder / "MNIST" / "raw"
+    (raw / "t10k-labels-idx1-ubyte.gz").unlink()
+    mirror.packed["t10k-labels-idx1-ubyte.gz"] = b"<html>log in</html>"
+    with pytest.raises(data.DataError, match="its MD5 differs"):
+        downloads.fetch(raw, data.MNIST_FILES)
+    assert not [path for path in raw.iterdir() if "t10k-labels" in path.name]
+
+
+def test_a_damaged_file_is_downloaded_again(folder: Path, mirror) -> None:
+    _flip(folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz")
+    assert downloads.fetch(folder / "MNIST" / "raw", data.MNIST_FILES)
+    assert len(data.load("mnist", folder).test) == TEST
+    assert not downloads.fetch(folder / "MNIST" / "raw", data.MNIST_FILES)
 
 
 def test_a_failed_download_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetch(*args: str, **kwargs: str) -> None:
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fetch)
-    with pytest.raises(data.DataError, match=r"^[^\n]*no network[^\n]*by hand$") as error:
-        data.load("mnist", tmp_path / "MNIST" / "raw", download=True)
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{closed.getsockname()[1]}/"])
+        with pytest.raises(data.DataError, match=r"^[^\n]*refused[^\n]*by hand$") as error:
+            data.load("mnist", tmp_path / "MNIST" / "raw", download=True)
     assert f"into {tmp_path / 'MNIST' / 'raw'} by hand" in str(error.value)
+
+
+def _bomb(path: Path) -> None:
+    path.write_bytes(gzip.compress(bytes(1 << 24)) * 8)  # 128 MiB in 130 kB
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("hostile", [_bomb, _pipe, _device])
+def test_what_is_no_file_or_far_too_large_is_refused_at_once(folder: Path, hostile) -> None:
+    path = folder / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    hostile(path)
+    tracemalloc.start()
+    with pytest.raises(data.DataError, match="train-images"):
+        data.load("mnist", folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * data.MNIST_LARGEST
 
 
 def test_a_folder_that_cannot_be_searched_is_named(

@@ -68,7 +68,7 @@ class TestFile:
             (_array()[0], r"has shape \[2, 4\]"),
             (_array()[:, :0], r"has shape \[2, 0, 4\]"),
             (_array().astype(str), "holds <U"),
-            (_array().astype(object), "cannot be read"),
+            (_array().astype(object), "holds objects; expected numbers"),
             (_changed((0, 0, 0), 2), "holds 2.0; expected"),
             (_changed((1, 0, 0), -1), "holds -1.0; expected"),
             (_changed((1, 0, 0), 0.5), "holds 0.5; expected"),

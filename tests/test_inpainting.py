@@ -192,7 +192,8 @@ class TestWritten:
         }
 
     def test_files(self, tmp_path):
-        filling_files.write(tmp_path, self.wanted, self.found, (2, 2), {"seed": 5})
+        filling_files.write(tmp_path, self.wanted, self.found, {"seed": 5})
+        filling_files.draw(tmp_path, self.wanted, self.found, (2, 2), pytest.fail)
         names = "holes.npy images.csv inpainted.npz right.png summary.json wrong.png"
         assert sorted(path.name for path in tmp_path.iterdir()) == names.split()
         again = holes.read(tmp_path / "holes.npy", 4)

@@ -94,7 +94,8 @@ class TestFigures:
     def test_are_of_the_wanted_pixels(self, model):
         x = _pixels(7)
         torch.manual_seed(5)
-        found = TASK.measure(model, x[:, :, None], torch.zeros(7), CONFIG)
+        noise = TASK.noise(model, data.Split(x.t(), torch.zeros(7)), 7, CONFIG)
+        found = TASK.measure(model, x[:, :, None], torch.zeros(7), CONFIG, noise)
         torch.manual_seed(5)
         hidden = inpainting.patches(7, HEIGHT, WIDTH)
         wanted = hidden | (torch.rand(x.shape) < inpainting.LEARNT)

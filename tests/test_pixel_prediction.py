@@ -79,7 +79,7 @@ class _Repeat(nn.Module):
 class TestFigures:
     def test_nats_an_image_and_accuracy_by_hand(self):
         x = torch.tensor([[0.0, 0, 0, 1, 1], [1, 0, 1, 0, 1]]).t().unsqueeze(2)
-        figures = TASK.measure(_Repeat().eval(), x, torch.zeros(2), PixelConfig())
+        figures = TASK.measure(_Repeat().eval(), x, torch.zeros(2), PixelConfig(), ())
         right, wrong = -math.log(3 / 4), -math.log(1 / 4)
         expected = torch.tensor([3 * right + wrong, 4 * wrong])
         torch.testing.assert_close(figures["loss"], expected)
@@ -87,7 +87,7 @@ class TestFigures:
 
     def test_an_unsure_model_loses_ln_2_for_each_pixel_but_the_first(self):
         unsure = nn.Sequential(nn.Flatten(1)).eval()  # the logit of a pixel 0 is 0
-        figures = TASK.measure(unsure, torch.zeros(784, 3, 1), torch.zeros(3), PixelConfig())
+        figures = TASK.measure(unsure, torch.zeros(784, 3, 1), torch.zeros(3), PixelConfig(), ())
         torch.testing.assert_close(figures["loss"], torch.full((3,), 783 * math.log(2)))
 
     def test_no_logit_sees_its_own_pixel_or_a_later_one(self, digits):
@@ -108,8 +108,14 @@ class TestFigures:
                 return torch.zeros(x.shape[:2])
 
         x, labels, model = torch.ones(64, 50, 1), torch.zeros(50), Keep()
-        dropped = TASK.measure(model.train(), x, labels, PixelConfig(input_dropout=0.25))
-        TASK.measure(model.eval(), x, labels, PixelConfig(input_dropout=0.25))
+        split = data.Split(x[:, :, 0].t(), labels)
+        config = PixelConfig(input_dropout=0.25, device="cpu")
+        dropped, _ = (
+            TASK.measure(
+                model, x, labels, config, TASK.noise(model.train(training), split, 50, config)
+            )
+            for training in (True, False)
+        )
         assert set(seen[0].unique().tolist()) == {0.0, 1.0}
         assert seen[0].mean().item() == pytest.approx(0.75, abs=0.05)
         assert torch.equal(seen[1], x[:-1])
@@ -126,14 +132,14 @@ class TestLossMap:
         monkeypatch.setattr(figures, "loss_map", drawn.append)
         config = PixelConfig(dataset="digits", device="cpu")
         model = TASK.model(config, digits).eval()
-        TASK.figures(model, digits, config)
+        TASK.figures(model, digits, config)["loss_map"]()
         (nats,) = drawn
         assert nats.shape == (8, 8)
         assert nats[0, 0] == 0  # the first pixel is not predicted
         assert (nats.flatten()[1:] > 0).all()
         x = data.sequences(digits.test.images, grey=False)
         with torch.no_grad():
-            loss = TASK.measure(model, x, digits.test.labels, config)["loss"].mean()
+            loss = TASK.measure(model, x, digits.test.labels, config, ())["loss"].mean()
         assert nats.sum().item() == pytest.approx(loss.item(), rel=1e-5)
 
     def test_is_drawn_with_its_sum(self):

@@ -92,7 +92,8 @@ def test_is_a_cell_of_every_task(task, initialisation, digits):
     config = dataclasses.replace(CONFIG, initialisation=initialisation)
     model = get(task).model(config, digits)
     x, labels = get(task).batch(digits.train, torch.arange(4), config)
-    loss = get(task).measure(model, x, labels, config)["loss"].mean()
+    noise = get(task).noise(model, digits.train, 4, config)
+    loss = get(task).measure(model, x, labels, config, noise)["loss"].mean()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert get(task).choose_backend(model, config, digits).backend == "reference"

@@ -14,8 +14,8 @@ from unittest import mock
 
 import pytest
 import torch
-from rich.console import Console
 
+from fastrnn import __version__
 from fastrnn.tasks import data
 from fastrnn.tasks import figures as task_figures
 from fastrnn.tasks.classification import TASK
@@ -23,7 +23,9 @@ from fastrnn.tasks.config import PixelConfig
 from fastrnn.training import checkpoints, evaluation, figures, interrupts, loop
 from fastrnn.training.checkpoints import State
 from fastrnn.training.config import ConfigError
-from fastrnn.training.files import RunError, write
+from fastrnn.training.errors import RunError
+from fastrnn.training.files import write
+from fastrnn.training.report import Output
 from fastrnn.training.runs import Run
 
 TINY = PixelConfig(
@@ -56,10 +58,10 @@ def dataset():
 def _train(folder: Path, dataset: data.Dataset, config: PixelConfig = TINY, task=TASK) -> Run:
     """Starts a run, or continues it."""
     if folder.exists():
-        run, _ = Run.open(folder)
+        run = Run.open(folder)
     else:
         run = Run.create(folder, {"task": task.name})
-    loop.train(task, config, dataset, run, Console(quiet=True), "fastrnn train")
+    loop.train(task, config, dataset, run, Output(quiet=True), "fastrnn train")
     return run
 
 
@@ -94,13 +96,21 @@ class TestConfig:
             ({"backend": "fast"}, "backend is 'fast'; expected one of auto, cpu, "),
             ({"device": "tpu9"}, "device is 'tpu9'; expected auto, cpu, cuda"),
             ({"device": "meta"}, "device is 'meta'; expected auto, cpu, cuda"),
-            ({"device": "cuda:99"}, "device is 'cuda:99', but torch sees"),
+            ({"device": "cpu:5"}, "device is 'cpu:5'; expected auto, cpu, cuda"),
+            (
+                {"num_layers": 1_000_000},
+                "num_layers is 1000000; expected a whole number, 1 to 1000",
+            ),
         ],
         ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
     )
     def test_says_what_was_given_and_what_is_expected(self, setting, message):
         with pytest.raises(ConfigError, match=message):
             PixelConfig(**setting)
+
+    def test_a_device_that_torch_does_not_see_is_refused_where_it_is_used(self):
+        with pytest.raises(ConfigError, match="device is 'cuda:99', but torch sees"):
+            PixelConfig(device="cuda:99").pinned()
 
     def test_survives_json(self):
         assert PixelConfig.from_json(dataclasses.asdict(TINY)) == TINY
@@ -133,7 +143,9 @@ class TestRun:
             "summary.json",
             "curves.png",
             "confusion.png",
+            ".lock",
             "checkpoints/last.safetensors",
+            "checkpoints/previous.safetensors",
             "checkpoints/best.safetensors",
         }
 
@@ -153,9 +165,8 @@ class TestRun:
         ]
 
     def test_test_figures_are_of_the_weights_best_on_validation(self, undisturbed, dataset):
-        weights, _ = checkpoints.read(undisturbed.best)
-        _, progress = checkpoints.read(undisturbed.last)
-        model = evaluation.restore_model(TASK, TINY, dataset, weights)
+        progress = checkpoints.read(undisturbed.last)[1].progress
+        model = evaluation.restore_model(TASK, TINY, dataset, undisturbed)
         row = progress["history"][progress["best_epoch"] - 1]
         validation = evaluation.evaluate(TASK, model, dataset.validation, TINY)
         assert validation["loss"] == pytest.approx(row["validation_loss"])
@@ -172,7 +183,7 @@ class TestRun:
 
     def test_the_loss_falls(self, tmp_path, dataset):
         config = dataclasses.replace(TINY, hidden_size=16, learning_rate=0.01, batch_size=16)
-        _, progress = checkpoints.read(_train(tmp_path / "run", dataset, config).last)
+        progress = checkpoints.read(_train(tmp_path / "run", dataset, config).last)[1].progress
         losses = [row["train_loss"] for row in progress["history"]]
         assert losses[-1] < losses[0] - 0.1
 
@@ -206,7 +217,9 @@ class TestEvaluate:
 class TestFolder:
     def test_appears_with_its_settings(self, tmp_path):
         Run.create(tmp_path / "deep" / "run", {"task": "classification"})
-        assert Run.open(tmp_path / "deep" / "run")[1] == {"task": "classification"}
+        content = Run.open(tmp_path / "deep" / "run").content
+        assert content["task"] == "classification"
+        assert (content["format"], content["fastrnn"]) == (2, __version__)
 
     def test_may_be_an_empty_one(self, tmp_path):
         assert Run.create(tmp_path, {"task": "classification"}).folder == tmp_path
@@ -224,7 +237,7 @@ class TestFolder:
             Run.open(tmp_path)
 
     def test_without_config_is_no_run(self, tmp_path):
-        with pytest.raises(RunError, match="is not a run"):
+        with pytest.raises(RunError, match="is not a run: there is no config.json"):
             Run.open(tmp_path)
 
     def test_a_write_that_fails_leaves_the_old_file(self, tmp_path, monkeypatch):
@@ -269,7 +282,7 @@ class TestCheckpoint:
             State(TASK.model(TINY, dataset)).load(tmp_path)
 
     def test_that_is_not_there_is_said_to_be_missing(self, tmp_path, dataset):
-        with pytest.raises(RunError, match="has not reached its first checkpoint"):
+        with pytest.raises(RunError, match="there is no .*last.safetensors"):
             State(TASK.model(TINY, dataset)).load(tmp_path / "last.safetensors")
 
 
@@ -282,11 +295,11 @@ class _Stopping:
     def __getattr__(self, name):
         return getattr(TASK, name)
 
-    def measure(self, model, x, labels, config):
+    def measure(self, *arguments):
         self.calls += 1
         if self.calls == self.at:
             signal.raise_signal(self.number)
-        return TASK.measure(model, x, labels, config)
+        return TASK.measure(*arguments)
 
 
 class TestResume:

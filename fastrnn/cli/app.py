@@ -8,18 +8,20 @@ import typer
 
 from fastrnn import backends
 from fastrnn.cli.complete import complete
+from fastrnn.cli.download import download
 from fastrnn.cli.evaluate import evaluate
 from fastrnn.cli.info import info, presets
 from fastrnn.cli.inpaint import inpaint
 from fastrnn.cli.train import train
+from fastrnn.cli.verify import verify
 
 app = typer.Typer(
     help="Faster LSTM and GRU layers than torch.nn's, and tasks to train with them.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
+    rich_markup_mode=None,  # plain text, which a narrow terminal does not cut
 )
-for command in (train, evaluate, complete, inpaint, presets, info):
+for command in (train, evaluate, complete, inpaint, verify, download, presets, info):
     app.command()(command)
 
 

@@ -28,9 +28,9 @@ def complete(
 ) -> None:
     """Remove the end of test images, draw it from the model, and judge the result."""
     from fastrnn.cli import runs
-    from fastrnn.tasks import completion, completion_files
+    from fastrnn.tasks import completion, completion_files, memory
     from fastrnn.tasks.models import PixelModel
-    from fastrnn.training import files
+    from fastrnn.training import report
 
     found = runs.open_trained(run, data_dir, device, backend, "pixel-prediction")
     model, data = found.model, found.dataset
@@ -39,8 +39,11 @@ def complete(
     options.check_images(images, data)
     options.check_number("--samples", samples, 1)
     options.check_number("--seed", seed, 0)
+    samples_of_all = images * samples * (9 * max(lengths) + data.height * data.width)
+    memory.check(samples_of_all, "completing", "make --images or --samples smaller")
     target = out or run / "completions"
-    with files.new_folder(target) as folder:
+    output = report.Output()
+    with runs.results(target) as folder:
         with runs.progress("completing", images) as show, found.config.use_backend():
             done = completion.complete(
                 model,
@@ -57,10 +60,13 @@ def complete(
             "seed": seed,
             "command": runs.command_line(),
         }
-        completion_files.write(folder, done, lengths, (data.height, data.width), facts)
-    print(f"{images} images × {samples} samples in {done.seconds:.2f} s: {target}")
+        if folder:
+            completion_files.write(folder, done, lengths, facts)
+    output.print(f"{images} images × {samples} samples in {done.seconds:.2f} s: {target}")
     for row in completion.means(done, lengths):
-        print(
+        output.print(
             f"{row['pixels']:4} pixels: true {row['true_nats']:8.3f}, "
             f"sampled {row['sample_nats']:8.3f} nats per image"
         )
+    if folder:
+        completion_files.draw(target, done, lengths, (data.height, data.width), output.warn)

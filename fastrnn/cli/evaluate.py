@@ -20,7 +20,7 @@ def evaluate(
     """Measure the weights of a run's best epoch on a split of the data."""
     from fastrnn import tasks
     from fastrnn.cli import runs
-    from fastrnn.training import evaluation
+    from fastrnn.training import evaluation, report
     from fastrnn.training.config import ConfigError
 
     if split not in ("train", "validation", "test"):
@@ -28,4 +28,5 @@ def evaluate(
     task, config, data, model = runs.open_trained(run, data_dir, device, backend, *tasks.NAMES)
     with config.use_backend():
         metrics = evaluation.evaluate(task, model, getattr(data, split), config)
-    print(runs.described({f"{split}_{name}": value for name, value in metrics.items()}, split))
+    text = runs.described({f"{split}_{name}": value for name, value in metrics.items()}, split)
+    report.Output().print(text)

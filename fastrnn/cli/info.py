@@ -19,30 +19,16 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 def presets() -> None:
     """List the presets of each task."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from fastrnn import tasks
 
     for name in tasks.NAMES:
-        table = Table(title=name, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        # Users need the names in full; on a narrow terminal the other columns wrap.
-        table.add_column("preset", no_wrap=True)
-        table.add_column("layers × H")
-        for column in ("batch", "rate", "epochs"):
-            table.add_column(column, justify="right")
-        table.add_column("other settings")
-        for preset, c in tasks.get(name).presets.items():
-            table.add_row(
-                preset,
-                f"{c.cell} {c.num_layers} × {c.hidden_size}",
-                str(c.batch_size),
-                f"{c.learning_rate:g}",
-                str(c.epochs),
-                ", ".join(_others(c)),
-            )
-        Console(highlight=False).print(table)
+        print(f"{name}:")
+        presets = tasks.get(name).presets
+        width = max(map(len, presets))
+        for preset, c in presets.items():
+            size = f"{c.cell} {c.num_layers} × {c.hidden_size}"
+            steps = f"batch {c.batch_size:3}, rate {c.learning_rate:<6g}, {c.epochs:3} epochs"
+            print(f"  {preset:{width}}  {size:12}  {', '.join([steps, *_others(c)])}")
 
 
 def _others(config: PixelConfig) -> Iterator[str]:

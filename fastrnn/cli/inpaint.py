@@ -54,7 +54,7 @@ def inpaint(
     """Fill holes in test images or in a file's images, and compare with the true pixels."""
     from fastrnn.cli import runs
     from fastrnn.tasks import filling, filling_files
-    from fastrnn.training import files
+    from fastrnn.training import report
 
     found = runs.open_trained(run, data_dir, device, backend, "pixel-prediction", "inpainting")
     if width is not None:
@@ -66,7 +66,8 @@ def inpaint(
     data = found.dataset
     wanted = _holes(holes, images, threshold, seed, data, found.config)
     target = out or run / f"inpainted-{Path(holes).stem}"
-    with files.new_folder(target) as folder:
+    output = report.Output()
+    with runs.results(target) as folder:
         start = time.perf_counter()
         with runs.progress("in-painting", len(wanted)) as show, found.config.use_backend():
             done = filling.fill(found.model, wanted, width or filling.WIDTH, show)
@@ -77,14 +78,17 @@ def inpaint(
             "seconds": time.perf_counter() - start,
             "command": runs.command_line(),
         }
-        filling_files.write(folder, wanted, done, (data.height, data.width), facts)
+        if folder:
+            filling_files.write(folder, wanted, done, facts)
     metrics = filling.metrics(wanted, done)
-    print(
+    output.print(
         f"{len(wanted)} images in {facts['seconds']:.2f} s: {target}\n"
         f"all right {metrics['exact_accuracy']:.2%}, pixels right {metrics['pixel_accuracy']:.2%}; "
         f"in-painted {metrics['inpainted_nats']:.4f}, true {metrics['true_nats']:.4f} "
         "nats per image"
     )
+    if folder:
+        filling_files.draw(target, wanted, done, (data.height, data.width), output.warn)
 
 
 def _holes(
@@ -104,7 +108,7 @@ def _holes(
                 "--images, --threshold and --seed are for generated holes: drop them, or give "
                 "--holes pixel or --holes square"
             )
-        if not Path(text).is_file():
+        if not Path(text).exists():
             raise ConfigError(f"--holes is {text!r}; expected pixel, square or a file")
         return holes.read(Path(text), dataset.height * dataset.width)
     count = min(1000, len(dataset.test)) if images is None else images

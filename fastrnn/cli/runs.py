@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastrnn import tasks
 from fastrnn.tasks.config import PixelConfig
+from fastrnn.training import distributed, files, report
 from fastrnn.training.config import ConfigError
-from fastrnn.training.files import RunError
+from fastrnn.training.errors import RunError
 from fastrnn.training.runs import Run
 
 if TYPE_CHECKING:
@@ -44,16 +46,21 @@ def open_run(
         ConfigError: the run's task is unknown, or a given setting is invalid.
         RunError: the folder holds no run, or its config.json is damaged.
     """
-    run, content = Run.open(folder)
-    task = tasks.get(content["task"])
+    run = distributed.broadcast(Run.open(folder) if distributed.first() else Run(folder))
+    task = tasks.get(run.content["task"])
+    older = "format" not in run.content
     try:
-        config = PixelConfig.from_json(content["settings"])
+        config = PixelConfig.from_json(run.content["settings"], older=older)
     except (ConfigError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged ({error}): start a new run") from None
     given: dict[str, Any] = {k: value for k, value in others.items() if value is not None}
     if data_dir is not None:
         given["data_dir"] = str(data_dir.absolute())
-    return run, task, dataclasses.replace(config, **given)
+    config = dataclasses.replace(config, **given)
+    if "device" not in given and config.missing_device:
+        report.Output().warn(f"{config.missing_device}; the run goes on with what is there")
+        config = dataclasses.replace(config, device="auto")
+    return run, task, config.pinned()
 
 
 class Trained(NamedTuple):
@@ -75,14 +82,17 @@ def open_trained(
         DataError: the dataset is missing or damaged.
         RunError: the folder holds no run of these tasks, or the run is damaged.
     """
-    from fastrnn.training import checkpoints, evaluation
+    from fastrnn.training import evaluation
 
     run, task, config = open_run(folder, data_dir, device=device, backend=backend)
     if task.name not in names:
         raise RunError(f"{folder} is a run of {task.name}; expected {' or '.join(names)}")
     dataset = config.load_data()
-    weights, _ = checkpoints.read(run.best)
-    model = evaluation.restore_model(task, config, dataset, weights)
+    config = dataclasses.replace(config, device=distributed.device(config.device))
+    model = evaluation.restore_model(task, config, dataset, run)
+    if run.finished:
+        for damage in files.damages(run.folder):
+            report.Output().warn(f"{damage}; the best weights are whole and are used")
     with config.use_backend():
         task.choose_backend(model, config, dataset)
     return Trained(task, config, dataset, model)
@@ -90,11 +100,17 @@ def open_trained(
 
 def progress(text: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
     """A progress bar on stderr; yields the function that sets what is done."""
-    from rich.console import Console
+    return report.Output(stderr=True).progress(text, total)
 
-    from fastrnn.training import report
 
-    return report.progress_bar(Console(stderr=True), text, total)
+@contextlib.contextmanager
+def results(folder: Path) -> Iterator[Path | None]:
+    """A new folder, as :func:`files.new_folder`; None in all processes but the first."""
+    if not distributed.first():
+        yield None
+        return
+    with files.new_folder(folder) as temporary:
+        yield temporary
 
 
 def described(metrics: Mapping[str, Any], prefix: str) -> str:

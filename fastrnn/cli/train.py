@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import shlex
 import time
 from pathlib import Path
@@ -17,11 +19,18 @@ if TYPE_CHECKING:
     from fastrnn.tasks.base import PixelTask
     from fastrnn.tasks.config import PixelConfig
     from fastrnn.tasks.data import Dataset
+    from fastrnn.training import report
     from fastrnn.training.runs import Run
+
+# What may be given with --resume: what neither shapes the weights nor counts the steps, and more
+# epochs.
+RESUMED = ("epochs", "device", "backend", "checkpoint_seconds", "accumulate")
 
 
 def train(
-    task: Annotated[str, typer.Argument(help="classification, pixel-prediction or inpainting.")],
+    task: Annotated[
+        str | None, typer.Argument(help="classification, pixel-prediction or inpainting.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Named settings (fastrnn presets lists them).")
     ] = None,
@@ -60,11 +69,21 @@ def train(
         float | None,
         typer.Option(help="Seconds between checkpoints within an epoch; 60 if not given."),
     ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            help="Parts of a batch to work on one after the other, for batches that do not fit "
+            "into memory; 1 if not given."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/TASK-PRESET-TIME if not given.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue this run, with its own settings.")
+        Path | None,
+        typer.Option(
+            help="Continue this run with its own settings; with --epochs, also a finished one."
+        ),
     ] = None,
 ) -> None:
     """Train a task. Settings that no option gives come from the preset."""
@@ -88,17 +107,21 @@ def train(
         "backend": backend,
         "seed": seed,
         "checkpoint_seconds": checkpoint_seconds,
+        "accumulate": accumulate,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if task is None:
+        raise ConfigError(f"no task is given; the tasks are {', '.join(tasks.NAMES)}")
     selected = tasks.get(task)
     if resume is None:
         _start(selected, preset, given, data_dir, out, download=download)
         return
-    if extra := [*given, *(["preset"] if preset else []), *(["out"] if out else [])]:
+    extra = [name for name in given if name not in RESUMED]
+    if extra := [*extra, *(["preset"] if preset else []), *(["out"] if out else [])]:
         raise ConfigError(
-            f"--resume takes every setting from {resume / 'config.json'}: drop {', '.join(extra)}"
+            f"--resume takes the settings of {resume / 'config.json'}: drop {', '.join(extra)}"
         )
-    _resume(selected, resume, data_dir, download=download)
+    _resume(selected, resume, given, data_dir, download=download)
 
 
 def _start(
@@ -112,44 +135,89 @@ def _start(
 ) -> None:
     """Trains in a new folder."""
     from fastrnn.tasks.config import PixelConfig
-    from fastrnn.training import loop
+    from fastrnn.tasks.data import default_folder, how_to_get_mnist
+    from fastrnn.training import distributed, loop, report
     from fastrnn.training.runs import Run
 
     if preset is not None and preset not in task.presets:
         raise ConfigError(f"{task.name} has no preset {preset!r}; it has {', '.join(task.presets)}")
     if data_dir is not None:
         given["data_dir"] = str(data_dir.absolute())
-    if preset is None:
-        preset = task.default_preset(PixelConfig(**given).load_data(download=download).name)
+    output = report.Output(lasting=True)
+    named = PixelConfig(**given)
+    data = _load(named, download=download)
+    preset = preset or task.default_preset(data.name)
     wanted = dataclasses.replace(task.presets[preset], **given)
-    data = wanted.load_data(download=download)
+    if wanted.grey != named.grey:
+        data = _load(wanted, download=False)
     # A resumed run must find the same dataset and device, whatever has been installed since.
     config = dataclasses.replace(wanted, dataset=data.name).pinned()
-    if out is None:
-        out = Path("runs") / f"{task.name}-{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if wanted.dataset == "auto" and data.name == "digits":
-        from fastrnn.tasks.data import how_to_get_mnist
-
-        print(f"MNIST was not found, so the bundled 8×8 digits are used; {how_to_get_mnist()}")
+    if data.name == "mnist":
+        folder = Path(config.data_dir) if config.data_dir else default_folder()
+        config = dataclasses.replace(config, data_dir=str(folder.absolute()))
+    elif wanted.dataset == "auto":
+        output.print(
+            f"MNIST was not found, so the bundled 8×8 digits are used; {how_to_get_mnist()}"
+        )
     loop.check(task, config, data)
     content = {"task": task.name, "preset": preset, "settings": dataclasses.asdict(config)}
-    run = Run.create(out, content)
-    _train(task, config, data, run)
+    run = None
+    if distributed.first():
+        run = Run.create(out, content) if out else _create(f"{task.name}-{preset}", content)
+    run = distributed.broadcast(run)
+    assert run is not None
+    _train(task, config, data, run, output)
 
 
-def _resume(task: PixelTask, folder: Path, data_dir: Path | None, *, download: bool) -> None:
-    """Continues a run that was stopped."""
+def _create(name: str, content: dict[str, Any]) -> Run:
+    """A new run in runs/, named after the time; runs that start in the same second are numbered."""
+    from fastrnn.training.files import TakenError
+    from fastrnn.training.runs import Run
+
+    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(2):
+        folder = stem if number == 2 else stem.with_name(f"{stem.name}-{number - 1}")
+        with contextlib.suppress(TakenError):
+            return Run.create(folder, content)
+    raise AssertionError
+
+
+def _resume(
+    task: PixelTask, folder: Path, given: dict[str, Any], data_dir: Path | None, *, download: bool
+) -> None:
+    """Continues a run that was stopped, or extends one."""
     from fastrnn.cli import runs
+    from fastrnn.training import distributed, report
 
-    run, stored, config = runs.open_run(folder, data_dir)
+    epochs = given.pop("epochs", None)
+    run, stored, config = runs.open_run(folder, data_dir, **given)
     if stored.name != task.name:
         raise ConfigError(
             f"{folder} is a run of {stored.name}, not of {task.name}: {_to_resume(stored, folder)}"
         )
-    if run.finished:
-        print(f"{folder} is finished: fastrnn evaluate {shlex.quote(str(folder))}")
+    output = report.Output(lasting=True)
+    if epochs is not None and epochs != config.epochs:
+        if epochs < config.epochs:
+            raise ConfigError(f"--epochs is {epochs}; {folder} has {config.epochs} already")
+        config = dataclasses.replace(config, epochs=epochs)
+        run = distributed.broadcast(run.extend(epochs) if distributed.first() else run)
+    elif distributed.broadcast(run.finished):
+        more = f"{_to_resume(task, folder)} --epochs N"
+        output.print(
+            f"{folder} is finished: fastrnn evaluate {shlex.quote(str(folder))}, or train it for "
+            f"more epochs: {more}"
+        )
         return
-    _train(task, config, config.load_data(download=download), run)
+    _train(task, config, _load(config, download=download), run, output)
+
+
+def _load(config: PixelConfig, *, download: bool) -> Dataset:
+    """The dataset of these settings; of several processes, only the first downloads it."""
+    from fastrnn.training import distributed
+
+    data = config.load_data(download=download) if distributed.first() else None
+    distributed.broadcast(None)  # the others wait
+    return data or config.load_data()
 
 
 def _to_resume(task: PixelTask, folder: Path) -> str:
@@ -157,22 +225,23 @@ def _to_resume(task: PixelTask, folder: Path) -> str:
     return f"fastrnn train {task.name} --resume {shlex.quote(str(folder))}"
 
 
-def _train(task: PixelTask, config: PixelConfig, data: Dataset, run: Run) -> None:
+def _train(
+    task: PixelTask, config: PixelConfig, data: Dataset, run: Run, output: report.Output
+) -> None:
     """Trains in a folder until the run's end or a signal."""
-    from rich.console import Console
-
     from fastrnn.cli import runs
-    from fastrnn.training import loop
+    from fastrnn.training import distributed, loop
     from fastrnn.training.interrupts import Interrupted
 
-    console = Console(highlight=False)
-    console.print(f"{task.name} on {data.name}: {run.folder}", soft_wrap=True)
+    several = f", {n} processes" if (n := distributed.size()) > 1 else ""
+    output.print(f"{task.name} on {data.name}: {run.folder}{several}")
+    placed = dataclasses.replace(config, device=distributed.device(config.device))
     try:
-        summary = loop.train(task, config, data, run, console, runs.command_line())
+        summary = loop.train(task, placed, data, run, output, runs.command_line())
     except Interrupted as stop:
-        print(f"{stop}; to continue: {_to_resume(task, run.folder)}")
+        output.print(f"{stop}; to continue: {_to_resume(task, run.folder)}")
         raise typer.Exit(128 + stop.number) from None
-    print(
+    output.print(
         f"{runs.described(summary, 'test_')} (the weights of epoch {summary['best_epoch']}, best "
         f"on validation)\n{summary['training_seconds']:.1f} s, "
         f"{summary['images_per_second']:,.0f} images/s, backend {summary['backend']}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fastrnn import backends
-from fastrnn.tasks import data, reset_before
+from fastrnn.tasks import data, memory, reset_before
 from fastrnn.tasks.config import PixelConfig
 from fastrnn.training.config import ConfigError
 
@@ -45,6 +45,12 @@ class PixelTask(abc.ABC):
         """
         if config.grey and not self.reads_grey:
             raise ConfigError(f"{self.name} predicts binary pixels, not grey ones: drop --pixels")
+        size = config.hidden_size
+        memory.check(
+            3 * size * (size + 4) * config.num_layers * 4 * 4,  # weights, gradients, Adam's moments
+            f"a model of {config.num_layers} layers of {size} units",
+            "make --hidden-size or --num-layers smaller",
+        )
         return self._new_model(config, dataset)
 
     @abc.abstractmethod
@@ -52,8 +58,22 @@ class PixelTask(abc.ABC):
         """The model of these settings, which have been checked."""
 
     @abc.abstractmethod
+    def noise(
+        self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
+    ) -> tuple[Tensor, ...]:
+        """The random draws that :meth:`measure` needs for so many of a split's images.
+
+        Each is [P, B, ...].
+        """
+
+    @abc.abstractmethod
     def measure(
-        self, model: nn.Module, x: Tensor, labels: Tensor, config: PixelConfig
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        config: PixelConfig,
+        noise: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
         """Metrics of a batch; training minimises the mean ``loss``.
 
@@ -62,6 +82,7 @@ class PixelTask(abc.ABC):
             x: [P, B, 1] float32, as :func:`fastrnn.tasks.data.sequences` makes it.
             labels: [B] int64.
             config: the run's settings.
+            noise: draws of :meth:`noise` for these images.
 
         Returns:
             Metrics by name, [B] each.
@@ -74,8 +95,8 @@ class PixelTask(abc.ABC):
     @abc.abstractmethod
     def figures(
         self, model: nn.Module, dataset: data.Dataset, config: PixelConfig
-    ) -> dict[str, Figure]:
-        """Pictures of the result on the test set, by file name without ``.png``."""
+    ) -> dict[str, Callable[[], Figure]]:
+        """What draws pictures of the result on the test set, by file name without ``.png``."""
 
     def batch(self, split: data.Split, rows: Tensor, config: PixelConfig) -> tuple[Tensor, Tensor]:
         """The images of a split at ``rows`` [B] int64, on the run's device.
@@ -112,8 +133,17 @@ class PixelTask(abc.ABC):
             raise ConfigError(str(error)) from None
 
 
-def dropped(x: Tensor, model: nn.Module, config: PixelConfig) -> Tensor:
-    """Pixels x [P, B, 1], of which a share is set to 0 if the model is in training mode."""
-    if model.training and config.input_dropout:
-        return x * (torch.rand_like(x) >= config.input_dropout)
-    return x
+def kept(model: nn.Module, steps: int, count: int, config: PixelConfig) -> tuple[Tensor, ...]:
+    """Draws which of [steps, count, 1] pixels a model in training reads; the others are set to 0.
+
+    Nothing is drawn for a model in evaluation mode, or without dropout.
+    """
+    if not (model.training and config.input_dropout):
+        return ()
+    drawn = torch.rand(steps, count, 1, device=config.device)
+    return (drawn >= config.input_dropout,)
+
+
+def dropped(x: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
+    """Pixels x [P, B, 1] without those that :func:`kept` has not drawn."""
+    return x * noise[0] if noise else x

@@ -7,7 +7,7 @@ without ``best`` are the settings of the original TensorFlow experiments.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastrnn.tasks import data, figures
-from fastrnn.tasks.base import PixelTask, dropped
+from fastrnn.tasks.base import PixelTask, dropped, kept
 from fastrnn.tasks.config import BEST, BEST_ON_DIGITS, PixelConfig
 from fastrnn.tasks.models import Classifier
 from fastrnn.training import evaluation
@@ -88,11 +88,22 @@ class Classification(PixelTask):
         how = config.initialisation
         return Classifier(*config.layers, dataset.classes, initialisation=how)
 
+    def noise(
+        self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
+    ) -> tuple[Tensor, ...]:
+        """Which pixels are kept; see :func:`kept`."""
+        return kept(model, split.images.shape[1], count, config)
+
     def measure(
-        self, model: nn.Module, x: Tensor, labels: Tensor, config: PixelConfig
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        config: PixelConfig,
+        noise: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
         """``loss``, the cross-entropy in nats, and ``accuracy``, 1 or 0; [B] each."""
-        logits = model(dropped(x, model, config))
+        logits = model(dropped(x, noise))
         return {
             "loss": functional.cross_entropy(logits, labels, reduction="none"),
             "accuracy": (logits.argmax(1) == labels).float(),
@@ -105,14 +116,14 @@ class Classification(PixelTask):
     @torch.no_grad()
     def figures(
         self, model: nn.Module, dataset: data.Dataset, config: PixelConfig
-    ) -> dict[str, Figure]:
+    ) -> dict[str, Callable[[], Figure]]:
         """The confusion matrix of the test set."""
         counts = torch.zeros(dataset.classes, dataset.classes, dtype=torch.int64)
         model.eval()
         for x, labels in evaluation.batches(self, dataset.test, config):
             pairs = torch.stack([labels, model(x).argmax(1)]).cpu()
             counts.index_put_(tuple(pairs), torch.ones(1, dtype=torch.int64), accumulate=True)
-        return {"confusion": figures.confusion(counts)}
+        return {"confusion": lambda: figures.confusion(counts)}
 
 
 TASK = Classification()

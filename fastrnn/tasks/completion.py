@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fastrnn.tasks import data, pixels
 from fastrnn.tasks.models import PixelModel
+from fastrnn.training import distributed
 from fastrnn.training.config import ConfigError
 
 LENGTHS = {"mnist": (1, 10, 28, 300), "digits": (1, 4, 8, 22)}  # pixels to complete, by dataset
@@ -106,6 +107,7 @@ def complete(
     """Chooses images at random and draws their last pixels.
 
     A shorter completion is the beginning of a longer one, so one drawing serves every length.
+    Several processes share the images; all of them return the whole.
 
     Args:
         model: in evaluation mode.
@@ -120,10 +122,10 @@ def complete(
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(test), generator=generator)[:images]
     uniforms = torch.rand(images, samples, window, generator=generator)
+    own, _ = distributed.share(images)
     parts = []
     seconds = 0.0
-    for start in range(0, images, BATCH):
-        batch = slice(start, start + BATCH)
+    for batch in own.split(BATCH):
         x = data.sequences(test.images[rows[batch]], grey=False).to(device)
         true_logits = model(x[:-1])[-window:].t()
         prefix = x[:-window, :, 0].t().to(torch.uint8)
@@ -131,8 +133,8 @@ def complete(
         drawn, logits = pixels.sample(model, prefix, window, uniforms[batch].to(device))
         parts.append((drawn.cpu(), logits.cpu(), true_logits.cpu()))
         seconds += time.perf_counter() - started
-        show(min(start + BATCH, images))
-    drawn, logits, true_logits = (torch.cat(part) for part in zip(*parts, strict=True))
+        show(min(sum(len(part[0]) for part in parts) * distributed.size(), images))
+    drawn, logits, true_logits = distributed.collected(own, parts, images)
     return Completions(
         rows, test.images[rows], test.labels[rows], drawn, logits, true_logits, seconds
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from fastrnn.tasks import completion_figures
 from fastrnn.tasks.completion import Completions, means
 from fastrnn.training import figures, files
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PICTURED = 10  # images in a figure
 
 
@@ -20,24 +23,19 @@ def write(
     folder: Path,
     done: Completions,
     lengths: Sequence[int],
-    shape: tuple[int, int],
     facts: Mapping[str, Any],
 ) -> None:
-    """Fills a folder with arrays, tables, figures and summary.json.
+    """Fills a folder with arrays, tables and summary.json, which lists their checksums.
 
     ::
 
         completions.npz              images, samples, logits, nats
         images.csv means.csv         nats by image and length, and by length
-        completions.png              the first images
-        fail/ good/ var/             LENGTH.png: the images whose true pixels are the least and the
-                                     most likely, and those whose samples differ most
 
     Args:
         folder: exists and is empty.
         done: the completions.
         lengths: how many pixels to judge; the largest is W.
-        shape: height and width of an image.
         facts: more entries of summary.json.
 
     Raises:
@@ -48,15 +46,13 @@ def write(
     variance = done.variance(lengths)
     masked = done.images.to(torch.int8)
     masked[:, known:] = -1
-    completed = done.images[:, None].repeat(1, done.samples.shape[1], 1)
-    completed[:, :, known:] = done.samples
     files.write_arrays(
         folder / "completions.npz",
         rows=done.rows,
         labels=done.labels,
         images=done.images,
         masked=masked,
-        samples=completed,
+        samples=_completed(done),
         logits=done.logits,
         true_logits=done.true_logits,
         lengths=lengths,
@@ -80,22 +76,56 @@ def write(
     )
     table = means(done, lengths)
     files.write_csv(folder / "means.csv", table)
-    shaped = done.images.view(-1, *shape), completed.view(*completed.shape[:2], *shape)
-    for name, (title, chosen, k) in sets(done, lengths).items():
-        figure = completion_figures.completions(
-            title,
-            *(images[chosen] for images in shaped),
-            known=known,
-            predicted=lengths[k],
-            captions=[
-                f"test {done.rows[image]}: {done.labels[image]}\n{true[image, k]:.2f} nats"
-                for image in chosen.tolist()
-            ],
-        )
-        (folder / name).parent.mkdir(exist_ok=True)
-        figures.save(figure, folder / name)
     summary = {**facts, "sampling_seconds": done.seconds, "means": table}
-    files.write_json(folder / "summary.json", summary)
+    files.write_summary(folder, summary, ["completions.npz", "images.csv", "means.csv"])
+
+
+def draw(
+    folder: Path,
+    done: Completions,
+    lengths: Sequence[int],
+    shape: tuple[int, int],
+    warn: Callable[[str], None],
+) -> None:
+    """Adds the figures.
+
+    ::
+
+        completions.png              the first images
+        fail/ good/ var/             LENGTH.png: the images whose true pixels are the least and the
+                                     most likely, and those whose samples differ most
+
+    Args:
+        folder: what :func:`write` has filled, at its place.
+        done, lengths: as :func:`write`.
+        shape: height and width of an image.
+        warn: told of each picture that cannot be made.
+    """
+    known = done.images.shape[1] - done.window
+    true = done.true_nats(lengths)
+    shaped = done.images.view(-1, *shape), _completed(done).view(len(done.rows), -1, *shape)
+    for name, (title, chosen, k) in sets(done, lengths).items():
+
+        def make(title: str = title, chosen: Tensor = chosen, k: int = k) -> Figure:
+            return completion_figures.completions(
+                title,
+                *(images[chosen] for images in shaped),
+                known=known,
+                predicted=lengths[k],
+                captions=[
+                    f"test {done.rows[image]}: {done.labels[image]}\n{true[image, k]:.2f} nats"
+                    for image in chosen.tolist()
+                ],
+            )
+
+        figures.draw(make, folder / name, warn)
+
+
+def _completed(done: Completions) -> Tensor:
+    """The images with each of their drawn ends, [N, S, P] uint8."""
+    whole = done.images[:, None].repeat(1, done.samples.shape[1], 1)
+    whole[:, :, -done.window :] = done.samples
+    return whole
 
 
 def sets(done: Completions, lengths: Sequence[int]) -> dict[str, tuple[str, Tensor, int]]:

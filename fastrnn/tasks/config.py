@@ -9,6 +9,8 @@ from fastrnn.tasks import data, reset_before
 from fastrnn.tasks.initialisation import DEFAULT, INITIALISATIONS
 from fastrnn.training.config import Config, ConfigError
 
+MOST_LAYERS = 1000  # far more than can be trained
+
 
 @dataclass(frozen=True)
 class PixelConfig(Config):
@@ -42,7 +44,8 @@ class PixelConfig(Config):
         self._one_of("pixels", "binary", "grey")
         self._one_of("cell", "LSTM", "GRU", reset_before.MODE)
         self._one_of("initialisation", *INITIALISATIONS)
-        self._sizes("hidden_size", "num_layers")
+        self._sizes("hidden_size")
+        self._number("num_layers", int, f"1 to {MOST_LAYERS}", lambda n: 1 <= n <= MOST_LAYERS)
         self._shares("input_dropout")
         if not isinstance(self.data_dir, str | None):
             raise ConfigError(f"data_dir is {self.data_dir!r}; expected a folder's path")

@@ -14,6 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrnn.tasks import downloads
+from fastrnn.tasks.downloads import DataError
+from fastrnn.training import reading
+
 # MNIST's files and the MD5 of their unpacked content.
 MNIST_FILES = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -21,13 +25,11 @@ MNIST_FILES = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+# The size of the largest of them, unpacked. A packed file is smaller.
+MNIST_LARGEST = 16 + 60_000 * 28 * 28
 MNIST_VALIDATION = 5000  # images, the first ones of the training file
 MNIST_THRESHOLD = 26  # grey value from which a binary pixel is 1: a tenth of 255
 DIGITS_THRESHOLD = 8  # the same for scikit-learn's grey values, 0 to 16
-
-
-class DataError(Exception):
-    """A dataset or file is missing or damaged; the message is one line: what is wrong, the fix."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def load(
         data_dir: the folder that holds MNIST/raw, as torchvision lays it out, or one of these two
             folders; by default the environment variable FASTRNN_DATA, or ``data``.
         grey: keep grey values instead of binary pixels.
-        download: fetch MNIST through torchvision if it is missing. Nothing else uses the network.
+        download: fetch MNIST if it is missing. Nothing else uses the network.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -90,13 +92,16 @@ def load(
         return _digits(grey)
     if name not in ("auto", "mnist"):
         raise DataError(f"unknown dataset {name!r}; choose auto, mnist or digits")
-    root = data_dir or Path(os.environ.get("FASTRNN_DATA") or "data")
+    root = data_dir or default_folder()
     try:
         raw = _raw_folder(root)
     except OSError as error:
-        raise DataError(f"{root} cannot be read ({error}); make it readable") from None
+        raise DataError(
+            f"{root} cannot be read ({reading.reason(error)}); make it readable"
+        ) from None
     if download and (raw is None or not all(_found(raw, name) for name in MNIST_FILES)):
-        raw = _download(root)
+        raw = raw_folder(root)
+        downloads.fetch(raw, MNIST_FILES)
     if raw is None:
         if name == "auto":
             return _digits(grey)
@@ -107,7 +112,12 @@ def load(
 def how_to_get_mnist(data_dir: Path | None = None) -> str:
     """One line: the command that fetches MNIST, into a folder as :func:`load` takes it."""
     where = f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
-    return f"to get MNIST (11 MB): fastrnn train classification --dataset mnist --download{where}"
+    return f"name its folder with --data-dir, or get it (11 MB): fastrnn download mnist{where}"
+
+
+def default_folder() -> Path:
+    """Where MNIST is looked for: the environment variable FASTRNN_DATA, or ``data``."""
+    return Path(os.environ.get("FASTRNN_DATA") or "data")
 
 
 def sequences(images: Tensor, grey: bool) -> Tensor:
@@ -168,11 +178,13 @@ def _read(raw: Path, name: str) -> np.ndarray:
     if path is None:
         raise DataError(f"{raw / name}(.gz) is missing; {how_to_get_mnist(raw)}")
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with reading.opened(path, MNIST_LARGEST) as file:
+            packed = path.suffix == ".gz"
+            content = (gzip.GzipFile(fileobj=file) if packed else file).read(MNIST_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); {_again(raw)}") from None
+        raise DataError(f"{path} cannot be read ({reading.reason(error)}); {_again(raw)}") from None
+    if len(content) > MNIST_LARGEST:
+        raise DataError(f"{path} is not MNIST's: it is larger; {_again(raw)}")
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != MNIST_FILES[name]:
         raise DataError(
             f"{path} is damaged, or not MNIST's ({len(content)} bytes, wrong MD5); {_again(raw)}"
@@ -187,21 +199,11 @@ def _again(raw: Path) -> str:
     return f"delete it, then {how_to_get_mnist(raw)}"
 
 
-def _download(folder: Path) -> Path:
-    """Downloads MNIST; returns its raw folder. ``folder`` is any that :func:`load` takes."""
-    from torchvision.datasets import MNIST
-
+def raw_folder(folder: Path) -> Path:
+    """Where MNIST's files go in a folder that :func:`load` takes."""
     root = folder.absolute()
     if root.parts[-2:] == ("MNIST", "raw"):
         root = root.parent
     if root.name == "MNIST":
         root = root.parent
-    raw = root / "MNIST" / "raw"
-    try:
-        MNIST(root, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())  # torchvision's message has a line per mirror
-        raise DataError(
-            f"MNIST could not be downloaded ({reason}); put its four files into {raw} by hand"
-        ) from None
-    return raw
+    return root / "MNIST" / "raw"

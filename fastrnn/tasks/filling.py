@@ -12,6 +12,7 @@ from torch.nn import functional
 from fastrnn.tasks import pixels
 from fastrnn.tasks.holes import Holes
 from fastrnn.tasks.models import Inpainter, PixelModel
+from fastrnn.training import distributed
 
 WIDTH = 256  # default beam: fillings of an image that are followed; exact for up to 8 hidden pixels
 BATCH = 4096  # fillings that are followed at once, over all images
@@ -39,13 +40,16 @@ class Inpainted:
 def fill(model: nn.Module, holes: Holes, width: int, show: Callable[[int], None]) -> Inpainted:
     """Fills holes; see :func:`by_likelihood` and :func:`from_both_sides`.
 
+    Several processes share the images; all of them return the whole.
+
     Args:
         model: a PixelModel or an Inpainter, in evaluation mode.
         holes: what to fill.
         width: of the beam, for a PixelModel.
         show: called with the number of filled images after each batch.
     """
-    order = _order(holes)
+    own, _ = distributed.share(len(holes))
+    order = [own[rows] for rows in _order(holes.hidden[own])]
     device = next(model.parameters()).device
     parts = []
     done = 0
@@ -61,14 +65,13 @@ def fill(model: nn.Module, holes: Holes, width: int, show: Callable[[int], None]
                 nats, true_nats = -likelihood, -pixels.score(model, truth)
             parts.append((filled.cpu(), nats.cpu(), true_nats.cpu()))
             done += len(chunk)
-            show(done)
-    back = torch.cat(order).argsort()
-    return Inpainted(*(torch.cat(part)[back] for part in zip(*parts, strict=True)))
+            show(min(done * distributed.size(), len(holes)))
+    return Inpainted(*distributed.collected(torch.cat(order), parts, len(holes)))
 
 
-def _order(holes: Holes) -> list[Tensor]:
+def _order(hidden: Tensor) -> list[Tensor]:
     """Rows grouped by their number of hidden pixels and by whether the first pixel is hidden."""
-    kinds = holes.hidden.sum(1) * 2 + holes.hidden[:, 0]
+    kinds = hidden.sum(1) * 2 + hidden[:, 0]
     return [(kinds == kind).nonzero()[:, 0] for kind in kinds.unique()]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,19 @@ from fastrnn.training import figures, files
 PICTURED = 12  # images in a figure
 
 
-def write(
-    folder: Path, holes: Holes, found: Inpainted, shape: tuple[int, int], facts: Mapping[str, Any]
-) -> None:
-    """Fills a folder with arrays, a table, figures and summary.json.
+def write(folder: Path, holes: Holes, found: Inpainted, facts: Mapping[str, Any]) -> None:
+    """Fills a folder with arrays, a table and summary.json, which lists their checksums.
 
     ::
 
         holes.npy                  [2, N, P] int8: images with -1 in their holes, and whole
         inpainted.npz              truth, hidden, inpainted, nats, true_nats
         images.csv                 hidden pixels, how many are right, and nats, by image
-        right.png wrong.png        some of the images that are all right, and of the others
 
     Args:
         folder: exists and is empty.
         holes: what was filled.
         found: the filled images.
-        shape: height and width of an image.
         facts: more entries of summary.json.
 
     Raises:
@@ -65,9 +62,28 @@ def write(
             for image in range(len(holes))
         ],
     )
-    for name, chosen in (("right", wrong == 0), ("wrong", wrong > 0)):
+    names = ["holes.npy", "inpainted.npz", "images.csv"]
+    files.write_summary(folder, {**facts, **metrics(holes, found)}, names)
+
+
+def draw(
+    folder: Path,
+    holes: Holes,
+    found: Inpainted,
+    shape: tuple[int, int],
+    warn: Callable[[str], None],
+) -> None:
+    """Adds right.png and wrong.png: some of the images that are all right, and of the others.
+
+    Args:
+        folder: what :func:`write` has filled, at its place.
+        holes, found: as :func:`write`.
+        shape: height and width of an image.
+        warn: told of each picture that cannot be made.
+    """
+    wrong = (found.pixels != holes.truth).any(1)
+    for name, chosen in (("right", ~wrong), ("wrong", wrong)):
         if len(rows := chosen.nonzero()[:PICTURED, 0]):
             parts = (holes.truth, holes.hidden, found.pixels)
-            figure = inpainted(*(part[rows].view(-1, *shape) for part in parts))
-            figures.save(figure, folder / f"{name}.png")
-    files.write_json(folder / "summary.json", {**facts, **metrics(holes, found)})
+            images = [part[rows].view(-1, *shape) for part in parts]
+            figures.draw(partial(inpainted, *images), folder / f"{name}.png", warn)

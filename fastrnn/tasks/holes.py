@@ -6,8 +6,6 @@ A file holds one array [2, N, P]: images whose hidden pixels are -1, and the sam
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrnn.tasks.data import DataError
+from fastrnn.tasks import arrays
+from fastrnn.tasks.downloads import DataError
 
 SIDES = {"pixel": 1, "square": 2}  # of a generated hole, in pixels, by kind
 SPREAD = 3 / 28  # standard deviation of a hole's place, as a share of the image's side
@@ -79,32 +78,11 @@ def read(path: Path, pixels: int) -> Holes:
     Raises:
         DataError: the file cannot be read, or does not hold one array [2, N, P] of such images.
     """
-    try:
-        with path.open("rb") as file:
-            found = np.load(file)
-            if isinstance(found, np.lib.npyio.NpzFile):
-                names = found.files
-                found = found[names[0]] if len(names) == 1 else names
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise DataError(
-            f"{path} cannot be read as one array ({error}); expected .npy or .npz"
-        ) from None
-    if not isinstance(found, np.ndarray):
-        what = f"{len(found)} arrays" if isinstance(found, list) else "no array"
-        raise DataError(f"{path} holds {what}; expected one, in .npy or .npz")
     wanted = f"[2, N, {pixels}]: images with -1 in their holes, and the same images whole"
-    if found.ndim != 3 or found.shape[0] != 2 or found.shape[1] < 1 or found.shape[2] != pixels:
-        raise DataError(f"{path} has shape {list(found.shape)}; expected {wanted}")
-    if found.dtype.kind not in "biuf":
-        raise DataError(f"{path} holds {found.dtype}; expected numbers, {wanted}")
+    found = arrays.read(path, (2, None, pixels), wanted)
+    if found.dtype == np.uint8:  # which has no -1: it became 255
+        found = found.astype(np.int16)
+        found[found == 255] = -1
     masked, truth = found
     for values, allowed in ((masked, (-1, 0, 1)), (truth, (0, 1))):
         if (others := values[~np.isin(values, allowed)]).size:

@@ -7,7 +7,7 @@ of a pixel-prediction model instead, so these presets are our own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -61,8 +61,21 @@ class Inpainting(PixelTask):
         how = config.initialisation
         return Inpainter(dataset.height, dataset.width, *config.layers, initialisation=how)
 
+    def noise(
+        self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
+    ) -> tuple[Tensor, ...]:
+        """Which pixels are hidden, and a number in [0, 1) for each; [P, B] each, on the CPU."""
+        painter = cast(Inpainter, model)
+        hidden = patches(count, painter.height, painter.width)
+        return hidden, torch.rand(hidden.shape)
+
     def measure(
-        self, model: nn.Module, x: Tensor, labels: Tensor, config: PixelConfig
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        config: PixelConfig,
+        noise: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
         """Metrics of images with randomly hidden patches, [B] each.
 
@@ -72,8 +85,8 @@ class Inpainting(PixelTask):
         """
         painter = cast(Inpainter, model)
         truth = x[:, :, 0]
-        hidden = patches(x.shape[1], painter.height, painter.width).to(x.device)
-        wanted = hidden | (torch.rand(x.shape[:2]) < LEARNT).to(x.device)
+        hidden, chance = (each.to(x.device) for each in noise)
+        wanted = hidden | (chance < LEARNT)
         logits = painter(truth, hidden, wanted)
         losses = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         right = (logits > 0) == (truth > 0)
@@ -90,7 +103,7 @@ class Inpainting(PixelTask):
     @torch.no_grad()
     def figures(
         self, model: nn.Module, dataset: data.Dataset, config: PixelConfig
-    ) -> dict[str, Figure]:
+    ) -> dict[str, Callable[[], Figure]]:
         """Test images with holes, and as the model fills them."""
         painter = cast(Inpainter, model).eval()
         rows = torch.arange(min(EXAMPLES, len(dataset.test)))
@@ -101,8 +114,8 @@ class Inpainting(PixelTask):
         truth = x[:, :, 0]
         filled = torch.where(hidden, (painter(truth, hidden) > 0).float(), truth)
         shape = (-1, painter.height, painter.width)
-        images = (each.t().reshape(shape).cpu() for each in (truth, hidden, filled))
-        return {"examples": figures.inpainted(*images)}
+        images = [each.t().reshape(shape).cpu() for each in (truth, hidden, filled)]
+        return {"examples": lambda: figures.inpainted(*images)}
 
 
 def _means(values: Tensor, chosen: Tensor) -> Tensor:

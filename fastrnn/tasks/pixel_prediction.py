@@ -8,7 +8,7 @@ only, and the same settings with LSTMs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastrnn.tasks import data, figures
-from fastrnn.tasks.base import PixelTask, dropped
+from fastrnn.tasks.base import PixelTask, dropped, kept
 from fastrnn.tasks.config import BEST, BEST_ON_DIGITS, PixelConfig
 from fastrnn.tasks.models import PixelModel
 from fastrnn.training import evaluation
@@ -75,8 +75,19 @@ class PixelPrediction(PixelTask):
     def _new_model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
         return PixelModel(*config.layers, initialisation=config.initialisation)
 
+    def noise(
+        self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
+    ) -> tuple[Tensor, ...]:
+        """Which pixels are kept; see :func:`kept`."""
+        return kept(model, split.images.shape[1] - 1, count, config)
+
     def measure(
-        self, model: nn.Module, x: Tensor, labels: Tensor, config: PixelConfig
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        config: PixelConfig,
+        noise: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
         """Metrics over the P - 1 pixels after the first, [B] each.
 
@@ -84,7 +95,7 @@ class PixelPrediction(PixelTask):
         whose likelier value is the right one.
         """
         wanted = x[1:, :, 0]
-        logits = model(dropped(x[:-1], model, config))
+        logits = model(dropped(x[:-1], noise))
         losses = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return {
             "loss": losses.sum(0),
@@ -98,7 +109,7 @@ class PixelPrediction(PixelTask):
     @torch.no_grad()
     def figures(
         self, model: nn.Module, dataset: data.Dataset, config: PixelConfig
-    ) -> dict[str, Figure]:
+    ) -> dict[str, Callable[[], Figure]]:
         """The mean loss of each pixel over the test set."""
         total = torch.zeros(dataset.height * dataset.width, dtype=torch.float64)
         model.eval()
@@ -108,7 +119,7 @@ class PixelPrediction(PixelTask):
             )
             total[1:] += losses.double().sum(1).cpu()
         mean = (total / len(dataset.test)).view(dataset.height, dataset.width)
-        return {"loss_map": figures.loss_map(mean)}
+        return {"loss_map": lambda: figures.loss_map(mean)}
 
 
 TASK = PixelPrediction()

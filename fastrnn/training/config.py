@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ import torch
 from fastrnn import backends
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+
+ADDED = {"accumulate"}  # settings that runs of format 1 do not have
 
 
 class ConfigError(ValueError):
@@ -35,6 +38,8 @@ class Config:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         backend: a backend to force, or ``auto``.
         checkpoint_seconds: time between checkpoints within an epoch; each epoch also ends with one.
+        accumulate: parts that a step works on one after the other, so that large batches fit into
+            memory; the step is the same but for rounding.
 
     Raises:
         ConfigError: a setting is invalid.
@@ -50,11 +55,12 @@ class Config:
     device: str = "auto"
     backend: str = "auto"
     checkpoint_seconds: float = 60.0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         self._one_of("schedule", "constant", "cosine")
         self._one_of("backend", "auto", *backends.BACKENDS)
-        self._sizes("epochs", "batch_size")
+        self._sizes("epochs", "batch_size", "accumulate")
         self._number("seed", int, "0 to 2^63 - 1", lambda n: 0 <= n < 1 << 63)
         for name in ("learning_rate", "checkpoint_seconds"):
             self._number(name, float, "more than 0", lambda n: n > 0)
@@ -63,18 +69,18 @@ class Config:
         self._device()
 
     def _device(self) -> None:
-        wrong = ConfigError(f"device is {self.device!r}; expected auto, cpu, cuda or cuda:N")
-        try:
-            device = torch.device("cpu" if self.device == "auto" else self.device)
-        except (RuntimeError, TypeError):
-            raise wrong from None
-        if device.type not in ("cpu", "cuda"):
-            raise wrong
-        if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-            found = f"only {count}" if count else "no GPU"
-            raise ConfigError(
-                f"device is {self.device!r}, but torch sees {found}; use --device cpu"
-            )
+        given = self.device
+        if not isinstance(given, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", given):
+            raise ConfigError(f"device is {given!r}; expected auto, cpu, cuda or cuda:N")
+
+    @property
+    def missing_device(self) -> str | None:
+        """What to say if torch does not see the device of these settings; else None."""
+        count = torch.cuda.device_count()
+        if self.device in ("auto", "cpu") or int(self.device.partition(":")[2] or 0) < count:
+            return None
+        found = f"only {count}" if count else "no GPU"
+        return f"device is {self.device!r}, but torch sees {found}"
 
     def _one_of(self, name: str, *choices: str) -> None:
         if (given := getattr(self, name)) not in choices:
@@ -97,19 +103,29 @@ class Config:
             raise ConfigError(f"{name} is {given!r}; expected {expected}, {values}")
 
     @classmethod
-    def from_json(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    def from_json(cls: type[ConfigT], values: Mapping[str, Any], *, older: bool = False) -> ConfigT:
         """The settings stored in a config.json.
+
+        Args:
+            values: the settings by name.
+            older: whether it is of format 1, which lacked the settings in ``ADDED``.
 
         Raises:
             ConfigError: a setting is unknown, missing or invalid.
         """
         names = {f.name for f in dataclasses.fields(cls)}
-        if unmatched := sorted(names ^ set(values)):
+        if unmatched := sorted((names - (ADDED if older else set())) ^ set(values)):
             raise ConfigError(f"unknown or missing settings: {', '.join(unmatched)}")
         return cls(**values)
 
     def pinned(self: ConfigT) -> ConfigT:
-        """These settings with the device found instead of ``auto``; a resumed run uses it too."""
+        """These settings with the device found instead of ``auto``; a resumed run uses it too.
+
+        Raises:
+            ConfigError: torch does not see the device.
+        """
+        if self.missing_device:
+            raise ConfigError(f"{self.missing_device}; use --device cpu")
         if self.device != "auto":
             return self
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,31 +7,36 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fastrnn.training import checkpoints
+from fastrnn.training import checkpoints, distributed, reading
 from fastrnn.training.config import Config
-from fastrnn.training.files import RunError
+from fastrnn.training.errors import RunError
 from fastrnn.training.interrupts import Signals
+from fastrnn.training.runs import Run
 from fastrnn.training.task import Dataset, Split, Task
 
 EVALUATION_BATCH = 1000
 
 
-def restore_model(
-    task: Task, config: Config, dataset: Dataset, weights: Mapping[str, Tensor]
-) -> nn.Module:
-    """The task's model with the given weights, on the run's device, in evaluation mode.
+def restore_model(task: Task, config: Config, dataset: Dataset, run: Run) -> nn.Module:
+    """The task's model with a run's best weights, on the run's device, in evaluation mode.
 
     Raises:
         ConfigError: the task has no model for these settings.
-        RunError: the weights belong to another model.
+        RunError: the weights are missing or damaged, or belong to another model or run.
     """
     model = task.model(config, dataset)
+    if not run.best.exists():
+        why = "was finished: copy it back" if run.finished else "has not finished its first epoch"
+        raise RunError(f"there is no {run.best}: the run {why}")
+    weights, record = checkpoints.read(run.best, checkpoints.largest(model))
+    run.check(run.best, record)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(
-            f"the weights do not fit config.json: {checkpoints.one_line(error)}"
-        ) from None
+        raise RunError(f"{run.best} does not fit config.json: {reading.reason(error)}") from None
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise RunError(f"{run.best} is damaged ({name} holds NaN or infinity)")
     return model.to(config.device).eval()
 
 
@@ -65,21 +70,30 @@ def evaluate(
     model.eval()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        for x, labels in batches(task, split, config):
+        for rows in torch.arange(len(split)).split(EVALUATION_BATCH):
             if signals:
                 signals.check()
-            add(totals, task.measure(model, x, labels, config))
+            noise = task.noise(model, split, len(rows), config)
+            places, weights = distributed.share(len(rows))
+            x, labels = task.batch(split, rows[places], config)
+            metrics = task.measure(model, x, labels, config, part(noise, places))
+            add(totals, metrics, weights.to(device))
     model.train()
     return means(totals, len(split))
 
 
-def add(totals: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
+def part(noise: tuple[Tensor, ...], places: Tensor) -> tuple[Tensor, ...]:
+    """The random draws of some examples of a batch; see :meth:`Task.noise`."""
+    return tuple(each[:, places.to(each.device)] for each in noise)
+
+
+def add(totals: dict[str, Tensor], metrics: Mapping[str, Tensor], weights: Tensor) -> None:
     """Adds the sums of a batch's metrics, [B] each; in float64, so that long sums stay exact."""
     for name, values in metrics.items():
-        total = values.detach().double().sum()
+        total = (values.detach().double() * weights).sum()
         totals[name] = totals[name] + total if name in totals else total
 
 
 def means(totals: Mapping[str, Tensor], examples: int) -> dict[str, float]:
-    """Totals divided by the number of examples."""
-    return {name: total.item() / examples for name, total in totals.items()}
+    """Totals over all processes, divided by the number of examples."""
+    return {k: total.item() / examples for k, total in distributed.sums(totals).items()}

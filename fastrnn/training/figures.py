@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrnn.training import files
+from fastrnn.training import files, reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,15 @@ def save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI)
     files.write(path, content.getvalue())
+
+
+def draw(make: Callable[[], Figure], path: Path, warn: Callable[[str], None]) -> None:
+    """Makes a figure and writes it; whatever fails is a warning, for no result depends on it."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save(make(), path)
+    except Exception as error:
+        warn(f"no picture {path} ({type(error).__name__}: {reading.reason(error)})")
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Figure:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastrnn import backends
+from fastrnn.training import checksums, interrupts, locks, reading
+from fastrnn.training.errors import RunError
 
-class RunError(Exception):
-    """A run's folder or file cannot be used; the message is one line: the reason and the fix."""
+FORMAT = 2  # of the folders that this version writes; see docs/run-format.md
+MOST_JSON = 1 << 26  # bytes of a JSON file
+SUMMARY = "summary.json"
+
+
+class TakenError(RunError):
+    """There is something at a new folder's place already."""
+
+
+def version() -> dict[str, Any]:
+    """The entries by which a file says what wrote it."""
+    return {"format": FORMAT, "fastrnn": backends.fastrnn_version()}
 
 
 def write(path: Path, content: bytes) -> None:
@@ -26,36 +40,44 @@ def write(path: Path, content: bytes) -> None:
         RunError: it cannot be written; the old file is still there.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunError(
-            f"{path} cannot be written ({error.strerror}): fix that, then start the command again"
-        ) from None
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the rename itself durable
-    finally:
-        os.close(folder)
+    with interrupts.cleanup(lambda: temporary.unlink(missing_ok=True)):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise RunError(
+                f"{path} cannot be written ({error.strerror}): fix that, then start the command "
+                "again"
+            ) from None
+    with contextlib.suppress(OSError):  # some network file systems have no such call
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # makes the rename itself durable
+        finally:
+            os.close(folder)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Writes a table with a header; all rows have the same columns.
-
-    Raises:
-        RunError: it cannot be written.
-    """
+def csv_content(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """A table with a header; all rows have the same columns."""
     text = io.StringIO()
     table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     table.writeheader()
     table.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
-    write(path, text.getvalue().encode())
+    return text.getvalue().encode()
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Writes a table as :func:`csv_content` makes it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    write(path, csv_content(rows))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,6 +101,58 @@ def write_arrays(path: Path, **arrays: Any) -> None:
     write(path, content.getvalue())
 
 
+def write_summary(folder: Path, facts: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Writes a folder's summary.json, with the sums of files beside it and with its own.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    value = {
+        **version(),
+        checksums.FIELD: checksums.BLANK,
+        **facts,
+        "files": checksums.of_files(folder, names),
+    }
+    content = (json.dumps(value, indent=2) + "\n").encode()
+    write(folder / SUMMARY, checksums.sealed(content))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something else.
+    """
+    try:
+        value = json.loads(reading.read(path, MOST_JSON))
+    except RecursionError as error:
+        raise ValueError(error) from None
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
+
+
+def damages(folder: Path) -> list[str]:
+    """What is wrong with a folder's summary.json and the files that it lists; a line each.
+
+    A summary without sums, of format 1, is taken as it is.
+    """
+    path = folder / SUMMARY
+    try:
+        content = reading.read(path, MOST_JSON)
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        return [f"{path} is damaged ({reading.reason(error)})"]
+    if "training_seconds" in value and not value.keys() & {"format", checksums.FIELD, "files"}:
+        return []
+    if not checksums.is_whole(content, value.get(checksums.FIELD)):
+        return [f"{path} is damaged (its SHA-256 differs)"]
+    return checksums.differing(folder, value.get("files", {}))
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path, remedy: str = "choose another --out") -> Iterator[Path]:
     """Yields a temporary folder to fill; when the block ends, one rename moves it to its place.
@@ -88,23 +162,65 @@ def new_folder(folder: Path, remedy: str = "choose another --out") -> Iterator[P
         remedy: the end of an error's message.
 
     Raises:
-        RunError: there is something at this place already, or no folder can be made there.
+        TakenError: there is something at this place already, or another process is filling it.
+        RunError: no folder can be made there.
     """
-    taken = RunError(f"{folder} exists and is not empty: {remedy}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise taken
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    place = _place(folder, remedy)
+    temporary = place.with_name(f".{place.name}.tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(place.parent)
+        temporary.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made ({error.strerror}): {remedy}") from None
-    try:
-        yield temporary
+
+    def remove() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+    busy = TakenError(f"another process is writing {folder}: wait for it, or {remedy}")
+    with locks.held(temporary / locks.NAME, busy), interrupts.cleanup(remove):
         try:
-            temporary.rename(folder)  # replaces an empty folder, and refuses any other
-        except OSError:
-            raise taken from None
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+            _place(folder, remedy)  # again: another process may just have filled it
+            yield temporary
+            _move(temporary, place, folder, remedy)
+            (place / locks.NAME).unlink(missing_ok=True)
+        except BaseException:
+            remove()
+            raise
+
+
+def _place(folder: Path, remedy: str) -> Path:
+    """Where a new folder goes: for a link, to what it points at."""
+    place = Path(os.path.realpath(folder))
+    try:
+        if not place.exists():
+            return place
+        if not place.is_dir():
+            raise TakenError(f"{folder} is a file: {remedy}")
+        if any(place.iterdir()):
+            raise TakenError(f"{folder} exists and is not empty: {remedy}")
+        if place.samefile(Path()):
+            raise TakenError(
+                f"{folder} is the current folder, which cannot be replaced: name a new one in it"
+            )
+    except OSError as error:
+        raise RunError(f"{folder} cannot be used ({error.strerror}): {remedy}") from None
+    return place
+
+
+def _move(temporary: Path, place: Path, folder: Path, remedy: str) -> None:
+    try:
+        temporary.rename(place)  # replaces an empty folder, and refuses any other
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise TakenError(f"{folder} exists and is not empty: {remedy}") from None
+        raise RunError(f"{folder} cannot be replaced ({error.strerror}): {remedy}") from None
+
+
+def _sweep(folder: Path) -> None:
+    """Removes temporary folders that killed processes have left."""
+    for path in folder.glob(".*.tmp"):
+        if not (path / locks.NAME).is_file():
+            continue
+        with contextlib.suppress(BlockingIOError), locks.held(path / locks.NAME, BlockingIOError()):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,9 +1,20 @@
-"""SIGINT and SIGTERM, held back until the run's state is consistent."""
+"""SIGINT, SIGTERM and SIGHUP: immediate, except where a training holds them back."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+from fastrnn.training import distributed
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_cleanups: list[Callable[[], object]] = []
 
 
 class Interrupted(Exception):
@@ -18,33 +29,85 @@ class Interrupted(Exception):
         self.number = number
 
 
-class Signals:
-    """A context that holds SIGINT and SIGTERM back until :meth:`check` is called.
+@contextlib.contextmanager
+def immediate() -> Iterator[None]:
+    """In the block, a signal ends the process: what :func:`cleanup` names is done, and no more.
 
-    A second signal acts at once.
+    The exit status is 128 plus the signal's number. The process does not unwind, for a signal can
+    arrive in code that prints or swallows exceptions.
+    """
+    with _handled(_end):
+        yield
+
+
+@contextlib.contextmanager
+def cleanup(action: Callable[[], object]) -> Iterator[None]:
+    """In the block, a signal that ends the process calls ``action`` first."""
+    _cleanups.append(action)
+    try:
+        yield
+    finally:
+        _cleanups.remove(action)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    for action in reversed(_cleanups):
+        with contextlib.suppress(Exception):
+            action()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Sets a handler for each of the signals that is not ignored, as SIGHUP is under nohup."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    previous = {number: signal.getsignal(number) for number in NUMBERS}
+    taken = [number for number, old in previous.items() if old != signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, previous[number])
+
+
+class Signals:
+    """A context that holds signals back until :meth:`check` is called.
+
+    A second signal acts at once, unless several processes train together: torchrun passes on a
+    signal that its processes have already received from the terminal.
+
+    Attributes:
+        received: the number of a signal that has arrived, or 0.
     """
 
+    received = 0
+
     def __enter__(self) -> Signals:
-        self._received = 0
-        self._previous = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._context = contextlib.ExitStack()
+        self._context.enter_context(_handled(self._receive))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._context.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        self.__exit__()
+        self.received = number
+        if distributed.size() == 1:
+            self._context.close()
 
     def check(self) -> None:
-        """Call where the state is consistent.
+        """Call where the state is consistent, in every process at the same place.
 
         Raises:
-            Interrupted: a signal has arrived.
+            Interrupted: a signal has arrived, in this process or in another one.
         """
-        if self._received:
-            raise Interrupted(self._received)
+        (number,) = distributed.most(self.received)
+        if number:
+            raise Interrupted(number)

@@ -8,24 +8,27 @@ bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fastrnn.training import checkpoints, evaluation, figures, report
-from fastrnn.training.checkpoints import State
+from fastrnn.training import checkpoints, distributed, evaluation, figures, report
+from fastrnn.training.checkpoints import Record, State
 from fastrnn.training.config import Config
-from fastrnn.training.files import RunError
+from fastrnn.training.errors import DamagedError, RunError
 from fastrnn.training.interrupts import Interrupted, Signals
+from fastrnn.training.report import Output
 from fastrnn.training.runs import Run
 from fastrnn.training.task import Dataset, Split, Task
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from matplotlib.figure import Figure
 
 SHOW_SECONDS = 0.2  # between updates of the progress bar, each of which waits for the GPU
 
@@ -41,16 +44,18 @@ def check(task: Task, config: Config, dataset: Dataset) -> None:
 
 
 def train(
-    task: Task, config: Config, dataset: Dataset, run: Run, console: Console, command: str
+    task: Task, config: Config, dataset: Dataset, run: Run, output: Output, command: str
 ) -> dict[str, Any]:
     """Trains a new run, or one that was stopped, to its end.
+
+    Several processes call this together; the first of them writes and prints.
 
     Args:
         task: what to train.
         config: the task's settings, :meth:`~Config.pinned`.
         dataset: the task's data.
         run: the folder to write to; if it has a checkpoint, the run resumes from there.
-        console: prints a line per epoch and, on a terminal, a progress bar.
+        output: prints a line per epoch and, on a terminal, a progress bar.
         command: what the user typed, for the summary.
 
     Returns:
@@ -62,25 +67,35 @@ def train(
         RunError: the checkpoint is damaged, the loss is not finite, or another process is training
             this run.
     """
-    with run.locked(), config.use_backend():
-        training = Training(task, config, dataset, run, console)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(config.use_backend())
+        lock = stack.enter_context(run.locked()) if distributed.first() else -1
+        training = Training(task, config, dataset, run, lock, output)
         backend = task.choose_backend(training.model, config, dataset).backend
         test = training.run_to_end()
-        pictures = task.figures(training.model, dataset, config)
-    progress = training.state.progress
-    for name, figure in {"curves": figures.curves(progress.history), **pictures}.items():
-        figures.save(figure, run.folder / f"{name}.png")
-    summary = report.summary(
-        config,
-        progress,
-        test,
-        training.model,
-        examples=len(dataset.train),
-        backend=backend,
-        command=command,
-    )
-    run.write_summary(summary)
+        progress = training.state.progress
+        summary = report.summary(
+            config,
+            progress,
+            test,
+            training.model,
+            examples=len(dataset.train),
+            backend=backend,
+            command=command,
+        )
+        if distributed.first():
+            run.check_place(lock)
+            run.write_summary(summary)
+            pictures = {"curves": lambda: figures.curves(progress.history)}
+            _draw(run, pictures, output)
+            _draw(run, task.figures(training.model, dataset, config), output)
     return summary
+
+
+def _draw(run: Run, pictures: Mapping[str, Callable[[], Figure]], output: Output) -> None:
+    """Draws pictures; one that fails is a warning, for the run's results are on disk."""
+    for name, draw in pictures.items():
+        figures.draw(draw, run.folder / f"{name}.png", output.warn)
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Tensor:
@@ -89,27 +104,65 @@ def shuffled(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
+class Step(nn.Module):
+    """The metrics of a batch as a module's forward, which DistributedDataParallel can wrap."""
+
+    def __init__(self, task: Task, model: nn.Module, config: Config) -> None:
+        super().__init__()
+        self.task, self.model, self.config = task, model, config
+
+    def forward(self, x: Tensor, labels: Tensor, noise: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """As :meth:`Task.measure`."""
+        return self.task.measure(self.model, x, labels, self.config, noise)
+
+
 class Training:
     """A run in progress: its state, and the loop that trains it to the end."""
 
     def __init__(
-        self, task: Task, config: Config, dataset: Dataset, run: Run, console: Console
+        self, task: Task, config: Config, dataset: Dataset, run: Run, lock: int, output: Output
     ) -> None:
         """Starts from the run's last checkpoint, or from the seed if there is none.
 
         Raises:
-            RunError: the checkpoint is damaged or belongs to another model.
+            RunError: the checkpoint is damaged or missing, or belongs to another model.
         """
         self.task, self.config, self.dataset, self.run = task, config, dataset, run
-        self.console = console
+        self.lock, self.output = lock, output
         self.signals = Signals()
         torch.manual_seed(config.seed)
         self.model = task.model(config, dataset).to(config.device)
         self.state = State(self.model)
-        if run.last.exists():
-            self.state.load(run.last)
-            self._write_derived()
+        self.machine = {
+            "threads": torch.get_num_threads(),
+            "processes": distributed.size(),
+            "device": torch.device(config.device).type,
+        }
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+        self._resume()
+        self.step: Step | DistributedDataParallel = Step(task, self.model, config)
+        if distributed.size() > 1:
+            self.step = DistributedDataParallel(self.step)
+
+    def _resume(self) -> None:
+        """Restores the last checkpoint, if the run has come that far."""
+        exists = distributed.broadcast(self.run.last.exists())
+        if not exists:
+            if distributed.first():
+                self.run.check_unstarted()
+            return
+        try:
+            record = self.state.load(self.run.last, self.run.check)
+        except DamagedError as error:
+            raise RunError(f"{error}: {self.run.still_usable()}") from None
+        if distributed.first():
+            self._write_derived()
+        for name, value in self.machine.items():
+            if (before := record.machine.get(name, value)) != value:
+                self.output.print(
+                    f"{name}: {value} now, {before} before; the weights will differ from those of "
+                    "an undisturbed run in their last bits"
+                )
 
     def run_to_end(self) -> dict[str, float]:
         """Trains the remaining epochs; returns the best epoch's metrics on the test set.
@@ -136,23 +189,36 @@ class Training:
         order = shuffled(len(self.dataset.train), self.config.seed, progress.epoch)
         start = time.perf_counter() - progress.seconds
         saved = shown = progress.seconds
+        save = broken = False
         text = f"epoch {progress.epoch + 1}/{self.config.epochs}"
-        with report.progress_bar(self.console, text, self.steps_per_epoch, progress.step) as show:
+        with self.output.progress(text, self.steps_per_epoch, progress.step) as show:
             for rows in order.split(self.config.batch_size)[progress.step :]:
-                self.signals.check()
+                self._agree(save=save, broken=broken)
                 self._step(rows, self._rate(progress.step))
                 progress.step += 1
                 progress.seconds = time.perf_counter() - start
                 if progress.seconds - shown > SHOW_SECONDS:
                     shown = progress.seconds
-                    self._check_finite(self.state.totals["loss"].item())
+                    broken = not math.isfinite(self.state.totals["loss"].item())
                     show(progress.step)
-                if progress.seconds - saved > self.config.checkpoint_seconds:
+                if save := progress.seconds - saved > self.config.checkpoint_seconds:
                     saved = progress.seconds
-                    self._save()
+        self._agree(save=save, broken=broken)
         validation = self._evaluate(self.dataset.validation)
         self._check_finite(validation["loss"])
         self._finish_epoch(validation)
+
+    def _agree(self, *, save: bool, broken: bool) -> None:
+        """Between two steps: saves, stops or fails if any process has a reason to."""
+        received, save_now, broken_now = distributed.most(
+            self.signals.received, int(save and distributed.first()), int(broken)
+        )
+        if broken_now:
+            self._check_finite(math.nan)
+        if received:
+            raise Interrupted(received)
+        if save_now:
+            self._save()
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step of the current epoch."""
@@ -160,18 +226,37 @@ class Training:
         return self.config.rate(step, self.config.epochs * self.steps_per_epoch)
 
     def _step(self, rows: Tensor, rate: float) -> None:
-        # Data parallelism belongs here: each process takes its share of the rows, and gradients
-        # are summed.
+        """One step of Adam on a batch; each process works on its share, part after part."""
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        x, labels = self.task.batch(self.dataset.train, rows, self.config)
-        metrics = self.task.measure(self.model, x, labels, self.config)
         self.state.optimizer.zero_grad()
-        metrics["loss"].mean().backward()
+        noise = self.task.noise(self.model, self.dataset.train, len(rows), self.config)
+        places, weights = distributed.share(len(rows))
+        # DistributedDataParallel averages the gradients of all processes.
+        scale = distributed.size() / len(rows)
+        parts = list(
+            zip(
+                places.chunk(self.config.accumulate),
+                weights.chunk(self.config.accumulate),
+                strict=True,
+            )
+        )
+        for number, (chosen, weight) in enumerate(parts, 1):
+            x, labels = self.task.batch(self.dataset.train, rows[chosen], self.config)
+            weight = weight.to(x.device)
+            with self._synchronised(number == len(parts)):
+                metrics = self.step(x, labels, evaluation.part(noise, chosen))
+                (metrics["loss"] * (weight * scale)).sum().backward()
+            evaluation.add(self.state.totals, metrics, weight)
         if self.config.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.state.optimizer.step()
-        evaluation.add(self.state.totals, metrics)
+
+    def _synchronised(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Whether the processes exchange their gradients in the block."""
+        if wanted or not isinstance(self.step, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.step.no_sync()
 
     def _evaluate(self, split: Split) -> dict[str, float]:
         return evaluation.evaluate(self.task, self.model, split, self.config, self.signals)
@@ -180,6 +265,7 @@ class Training:
         state, progress = self.state, self.state.progress
         examples = len(self.dataset.train)
         train = evaluation.means(state.totals, examples)
+        self._check_finite(train["loss"])
         progress.history.append(
             {
                 "epoch": progress.epoch + 1,
@@ -196,19 +282,23 @@ class Training:
             progress.best_score, progress.best_epoch = score, progress.epoch
             state.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self._save()
-        self._write_derived()
-        line = report.epoch_line(progress.history[-1], self.config.epochs)
-        self.console.print(line, soft_wrap=True)
+        if distributed.first():
+            self._write_derived()
+        self.output.print(report.epoch_line(progress.history[-1], self.config.epochs))
 
     def _save(self) -> None:
-        if self.state.totals:
-            self._check_finite(self.state.totals["loss"].item())
-        self.state.save(self.run.last)
+        if distributed.first():
+            self.run.check_place(self.lock)
+            self.run.keep_previous()
+        self.state.save(self.run.last, self._record())
+
+    def _record(self) -> Record:
+        return Record(identity=self.run.identity, machine=self.machine)
 
     def _write_derived(self) -> None:
         """Writes the files that follow from the state; after a kill they may be older than it."""
         if self.state.progress.history:
-            checkpoints.write(self.run.best, self.state.best)
+            checkpoints.write(self.run.best, self.state.best, self._record())
             self.run.write_metrics(self.state.progress.history)
 
     def _check_finite(self, loss: float) -> None:

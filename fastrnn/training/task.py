@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -55,13 +55,24 @@ class Task(Protocol):
     def batch(self, split: Any, rows: Tensor, config: Any) -> tuple[Tensor, Tensor]:
         """The examples of a split at ``rows`` [B]: inputs and targets, on the run's device."""
 
+    def noise(self, model: nn.Module, split: Any, count: int, config: Any) -> tuple[Tensor, ...]:
+        """All random draws that :meth:`measure` needs for a batch of so many of a split.
+
+        They come from torch's global generators, whose state is part of the checkpoint. Each is
+        [..., B, ...] with the examples in dimension 1, so that a share of a batch gets its part.
+        """
+
     def measure(
-        self, model: nn.Module, x: Tensor, labels: Tensor, config: Any
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        config: Any,
+        noise: tuple[Tensor, ...],
     ) -> dict[str, Tensor]:
         """Metrics of a batch from :meth:`batch`, [B] each; training minimises the mean ``loss``.
 
-        ``model.training`` is False in evaluation, which needs no gradients. Random draws come from
-        torch's global generator, whose state is part of the checkpoint.
+        ``model.training`` is False in evaluation, which needs no gradients.
         """
 
     def score(self, validation: Mapping[str, float]) -> float:
@@ -78,5 +89,7 @@ class Task(Protocol):
             ConfigError: the forced backend cannot run the model.
         """
 
-    def figures(self, model: nn.Module, dataset: Any, config: Any) -> dict[str, Figure]:
-        """Pictures of the result on the test set, by file name without ``.png``."""
+    def figures(
+        self, model: nn.Module, dataset: Any, config: Any
+    ) -> dict[str, Callable[[], Figure]]:
+        """What draws pictures of the result on the test set, by file name without ``.png``."""

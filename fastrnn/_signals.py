@@ -1,0 +1,27 @@
+"""The command ``fastrnn`` ends without a traceback, even if a signal comes while it still imports.
+
+Importing the package as a library changes no signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+
+def _is_command() -> bool:
+    program = sys.argv[0] if sys.argv else ""
+    return Path(program).name == "fastrnn" or (program == "-m" and "fastrnn" in sys.orig_argv)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+if _is_command():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, _end)

@@ -1,0 +1,59 @@
+"""``fastrnn verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a run, or one that complete or inpaint wrote.")
+    ],
+) -> None:
+    """Compare a folder's files with their checksums; exit status 1 if one is damaged."""
+    from fastrnn.training import files
+    from fastrnn.training.errors import RunError
+
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder")
+    is_run = (folder / "config.json").exists()
+    if not is_run and not (folder / files.SUMMARY).exists():
+        raise RunError(f"{folder} has neither a config.json nor a summary.json to compare with")
+    found = list(_of_run(folder)) if is_run else []
+    if (folder / files.SUMMARY).exists():
+        found += files.damages(folder)
+    for line in found:
+        print(line)
+    if found:
+        raise typer.Exit(1)
+    print(f"{folder} is whole")
+
+
+def _of_run(folder: Path) -> Iterator[str]:
+    """What is wrong with a run's settings and checkpoints, a line each."""
+    from fastrnn.cli import runs
+    from fastrnn.training import checkpoints, files
+    from fastrnn.training.errors import RunError
+
+    run, _, _ = runs.open_run(folder, None)
+    history = None
+    for path in (run.last, run.previous, run.best):
+        if not path.exists():
+            continue
+        try:
+            _, record = checkpoints.read(path)
+            run.check(path, record)
+        except RunError as error:
+            yield str(error)
+        else:
+            if path == run.last:
+                history = record.progress["history"]
+    table = folder / "metrics.csv"
+    if history and table.exists() and table.read_bytes() != files.csv_content(history):
+        yield f"{table} is damaged, or older than {run.last.name}; --resume writes it again"
