@@ -234,8 +234,9 @@ int main() {
   check_interface();
   // T, B, I, H: around the widths of vectors and tiles; one row, one step, one unit; and sizes for
   // which two threads divide the rows or the hidden units.
-  const int64_t sizes[][4] = {{1, 1, 1, 1},   {2, 3, 1, 5},    {5, 7, 3, 16},  {3, 17, 28, 31},
-                              {4, 6, 33, 33}, {2, 1, 40, 130}, {9, 40, 9, 65}, {6, 13, 32, 8}};
+  const int64_t sizes[][4] = {{1, 1, 1, 1},    {2, 3, 1, 5},   {5, 7, 3, 16},
+                              {3, 17, 28, 31}, {4, 6, 33, 33}, {2, 1, 40, 130},
+                              {9, 40, 9, 65},  {6, 13, 32, 8}, {1, 5, 40, 33}};
   int shapes = 0;
   for (int cell : {FASTRNN_LSTM, FASTRNN_GRU})
     for (const int64_t *size : sizes)
@@ -244,6 +245,10 @@ int main() {
           check({cell, size[0], size[1], size[2], size[3], packed, reverse, shapes % 3 != 0});
           ++shapes;
         }
+  for (int cell : {FASTRNN_LSTM, FASTRNN_GRU}) {  // so large that two steps do not pack the weights
+    check({cell, 2, 2, 3, 600, cell == FASTRNN_LSTM, true, true});
+    ++shapes;
+  }
   shapes += check_pixels();
   check_grid();
   check_activations();

@@ -1,5 +1,5 @@
-// The grids that kernels/csrc/cpu/grid.h chooses for sizes on either side of its decisions. The
-// results of a layer do not depend on the grid; its speed does.
+// What kernels/csrc/cpu/grid.h chooses for sizes on either side of its decisions. The results of a
+// layer do not depend on it; its speed does.
 #include <cpu/grid.h>
 
 #include "check.h"
@@ -24,9 +24,29 @@ const Choice kChoices[] = {
     {FASTRNN_BFLOAT16, 2, 784, 1, 64, 1, 2},   {FASTRNN_BFLOAT16, 2, 784, 200, 128, 1, 2},
 };
 
+// Whether the recurrent weights of a GRU with 64-byte vectors are packed.
+struct Packing {
+  int dtype;
+  int64_t steps, hidden;
+  bool packs;
+};
+
+const Packing kPackings[] = {
+    {FASTRNN_FLOAT32, 1, 32, false},   {FASTRNN_FLOAT32, 2, 32, true},
+    {FASTRNN_FLOAT32, 2, 512, true},   {FASTRNN_FLOAT32, 1, 1024, false},
+    {FASTRNN_FLOAT32, 3, 1024, false}, {FASTRNN_FLOAT32, 4, 1024, true},
+    {FASTRNN_FLOAT64, 2, 512, false},  {FASTRNN_BFLOAT16, 2, 512, true},
+};
+
 }  // namespace
 
 void check_grid() {
+  for (const Packing &c : kPackings) {
+    const fastrnn_problem problem = {FASTRNN_GRU, c.dtype,  0,        1,      c.steps,
+                                     1,           c.hidden, c.hidden, nullptr};
+    const bool packs = fastrnn::packs_recurrent(problem, c.dtype == FASTRNN_FLOAT64 ? 8 : 16);
+    if (packs != c.packs) fail("packing", "recurrent weights", packs, c.packs);
+  }
   for (const Choice &c : kChoices) {
     const fastrnn_problem problem = {FASTRNN_LSTM, c.dtype, 0,        c.threads, c.steps,
                                      c.batch,      1,       c.hidden, nullptr};

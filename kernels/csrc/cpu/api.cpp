@@ -89,6 +89,7 @@ int run(const fastrnn_problem &p, Job job) {
   job.problem = &p;
   job.walk = walk_of(p, offsets.as<int64_t>());
   const int lanes = level.vector_bytes / (p.dtype == FASTRNN_FLOAT64 ? 8 : 4);
+  job.packs_recurrent = packs_recurrent(p, lanes);
   for (int threads = p.threads, team;; threads = team) {
     job.grid = choose_grid(p, lanes, threads);
     if (const int error = run_on_grid(job, level, &team)) return error;

@@ -31,11 +31,10 @@ class Forward : Share<S> {
 
  private:
   Forward(const Job &job, int thread, char *block)
-      : Base(job, thread), arrays_(*job.forward), narrow_(I <= kNarrowInput),
-        streams_(large_results()) {
+      : Base(job, thread), arrays_(*job.forward), packs_recurrent_(job.packs_recurrent),
+        narrow_(packs_recurrent_ && I <= kNarrowInput), streams_(large_results()) {
     Arena arena(block);
-    w_hh_ = arena.take<C>(panels_ * H * G * lanes);
-    w_ih_ = arena.take<C>(panels_ * I * G * lanes);
+    w_hh_ = arena.take<C>(packs_recurrent_ ? panels_ * H * G * lanes : 0);
     bias_ = arena.take<C>(panels_ * 4 * lanes);
     for (C *&h : h_) h = arena.take<C>(walk_.batch * panels_ * lanes);
     c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * panels_ * lanes : 0);
@@ -45,10 +44,14 @@ class Forward : Share<S> {
     const int64_t steps = narrow_ ? 1 : kProjectionBytes / row_bytes / sequences;
     steps_ahead_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows_ahead = steps_ahead_ * sequences;
+    packs_input_ = narrow_ || steps_ahead_ < walk_.steps;
+    w_ih_ = arena.take<C>(packs_input_ ? panels_ * I * G * lanes : 0);
+    const int64_t widest = H > I ? H : I;
     for (int t = 0; t < job.grid.threads(); ++t) {
+      C *panel = arena.take<C>(packs_recurrent_ && packs_input_ ? 0 : widest * G * lanes);
       C *x = arena.take<C>(narrow_ && sizeof(S) == sizeof(C) ? 0 : rows_ahead * I);
       C *projection = arena.take<C>(narrow_ ? 0 : rows_ahead * row_bytes / int64_t(sizeof(C)));
-      if (t == thread) x_ = x, projection_ = projection;
+      if (t == thread) panel_ = panel, x_ = x, projection_ = projection;
     }
     used_ = arena.used();
   }
@@ -80,17 +83,42 @@ class Forward : Share<S> {
     store_n(result, v, n);
   }
 
-  // Packs weights into [panels][K][G][lanes] and biases into [panels][4][lanes].
+  // Packs what all threads share: biases into [panels][4][lanes], weights into
+  // [panels][K][G][lanes]. Where a panel belongs to one thread, that thread packs it when it first
+  // uses it, and then finds it in its cache.
   void pack() {
-    const S *w_hh = static_cast<const S *>(arrays_.w_hh),
-            *w_ih = static_cast<const S *>(arrays_.w_ih);
     const S *b_ih = static_cast<const S *>(arrays_.b_ih),
             *b_hh = static_cast<const S *>(arrays_.b_hh);
     for (int64_t p = thread_; p < panels_; p += job_.grid.threads()) {
-      CellPanel::pack_weights(w_hh_ + p * H * G * lanes, w_hh, H, H, p);
-      CellPanel::pack_weights(w_ih_ + p * I * G * lanes, w_ih, H, I, p);
       CellPanel::pack_biases(bias_ + p * 4 * lanes, b_ih, b_hh, H, p);
+      if (job_.grid.row_groups == 1) continue;
+      if (packs_recurrent_) pack_panel(w_hh_, arrays_.w_hh, H, p);
+      if (packs_input_) pack_panel(w_ih_, arrays_.w_ih, I, p);
     }
+  }
+
+  // Packs panel p of a matrix [G*H, K] where it belongs, and returns it.
+  const C *pack_panel(C *packed, const void *w, int64_t K, int64_t p) const {
+    C *panel = packed + p * K * G * lanes;
+    CellPanel::pack_weights(panel, static_cast<const S *>(w), H, K, p);
+    return panel;
+  }
+
+  // Panel p of a matrix [G*H, K]. If the matrix is not kept packed, the panel lasts until the next
+  // one is asked for.
+  const C *panel(bool packs, C *packed, const void *w, int64_t K, int64_t p, bool first) const {
+    if (!packs) {
+      CellPanel::pack_weights(panel_, static_cast<const S *>(w), H, K, p);
+      return panel_;
+    }
+    if (first && job_.grid.row_groups == 1) return pack_panel(packed, w, K, p);
+    return packed + p * K * G * lanes;
+  }
+  const C *recurrent_panel(int64_t p, int64_t s) const {
+    return panel(packs_recurrent_, w_hh_, arrays_.w_hh, H, p, s == 0);
+  }
+  const C *input_panel(int64_t p, int64_t s) const {
+    return panel(packs_input_, w_ih_, arrays_.w_ih, I, p, s == 0);
   }
 
   // Fills both copies of h: in a reversed packed batch, a sequence may start at any step.
@@ -137,8 +165,7 @@ class Forward : Share<S> {
       C *out = projection_ + (p - panel_begin_) * G * lanes;
       for (int64_t r = 0; r < n; ++r)
         memcpy(out + r * ld, bias_ + p * 4 * lanes, sizeof(C) * G * lanes);
-      Product<C, false>{out, ld, true, {x_, I}, {w_ih_ + p * I * G * lanes, G * lanes, lanes},
-                        n,   G,  I}
+      Product<C, false>{out, ld, true, {x_, I}, {input_panel(p, s), G * lanes, lanes}, n, G, I}
           .run();
     }
     projected_ = projection_;
@@ -154,9 +181,12 @@ class Forward : Share<S> {
         this->widen_rows(x_, I, input(t), I, n);
     }
     for (int64_t p = panel_begin_; p < panel_end_; ++p) {
+      const C *w_hh = recurrent_panel(p, s);
+      const C *w_ih = narrow_ ? input_panel(p, s) : nullptr;
       for_tiles<kTile>(n, [&](auto height, int64_t r) {
         constexpr int R = decltype(height)::value;
-        narrow_ ? tile<R, true>(s, p, r, x + r * I) : tile<R, false>(s, p, r, nullptr);
+        narrow_ ? tile<R, true>(s, p, r, x + r * I, w_ih, w_hh)
+                : tile<R, false>(s, p, r, nullptr, nullptr, w_hh);
       });
     }
     if (!narrow_) projected_ += n * (panel_end_ - panel_begin_) * G * lanes;
@@ -164,12 +194,13 @@ class Forward : Share<S> {
 
   // One step of R sequences in one panel; r is the first sequence, counted within this share.
   template <int R, bool kNarrow>
-  __attribute__((noinline)) void tile(int64_t s, int64_t p, int64_t r, const C *x) {
+  __attribute__((noinline)) void tile(int64_t s, int64_t p, int64_t r, const C *x, const C *w_ih,
+                                      const C *w_hh) {
     Vec<C> acc[R][G];
     if constexpr (kNarrow) {
       for (int i = 0; i < R; ++i)
         for (int g = 0; g < G; ++g) acc[i][g] = load(bias_ + (p * 4 + g) * lanes);
-      multiply(acc, Lhs<C>{x, I}, Rhs<C>{w_ih_ + p * I * G * lanes, G * lanes, lanes}, I);
+      multiply(acc, Lhs<C>{x, I}, Rhs<C>{w_ih, G * lanes, lanes}, I);
     } else {
       const int64_t ld = (panel_end_ - panel_begin_) * G * lanes;
       const C *projected = projected_ + r * ld + (p - panel_begin_) * G * lanes;
@@ -181,7 +212,7 @@ class Forward : Share<S> {
     const C *h_old = h_[s & 1];
     CellPanel::template recur<R>(acc, input_n, bias_ + p * 4 * lanes,
                                  Lhs<C>{h_old + b * panels_ * lanes, panels_ * lanes},
-                                 Rhs<C>{w_hh_ + p * H * G * lanes, G * lanes, lanes}, H);
+                                 Rhs<C>{w_hh, G * lanes, lanes}, H);
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The cache lines of the results are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
@@ -205,12 +236,13 @@ class Forward : Share<S> {
   }
 
   const fastrnn_forward_arrays arrays_;
-  const bool narrow_, streams_;
+  const bool packs_recurrent_, narrow_, streams_;
+  bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;
-  C *w_hh_, *w_ih_, *bias_, *h_[2], *c_;    // shared by all threads
-  C *x_ = nullptr, *projection_ = nullptr;  // of this thread
-  const C *projected_ = nullptr;            // the part of projection_ for the current step
+  C *w_hh_, *w_ih_, *bias_, *h_[2], *c_;                       // shared by all threads
+  C *panel_ = nullptr, *x_ = nullptr, *projection_ = nullptr;  // of this thread
+  const C *projected_ = nullptr;  // the part of projection_ for the current step
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL

@@ -1,4 +1,4 @@
-// How many threads a call uses, and how they divide the work.
+// How many threads a call uses, how they divide the work, and whether they pack the weights.
 #pragma once
 
 #include "../call.h"
@@ -10,6 +10,8 @@ namespace fastrnn {
 constexpr double kWakeCycles = 4000;           // to wake the other threads, per call
 constexpr double kBarrierCycles = 600;         // for the threads of a row group, per step
 constexpr double kNearCacheBytes = 768 << 10;  // largest weights that stay in a core's own caches
+constexpr double kSharedCacheBytes = 4 << 20;  // largest weights that may be written to any cache
+constexpr double kPackCycles = 3;              // to transpose a vector of weights
 
 // The costs of one arithmetic.
 struct CostModel {
@@ -28,13 +30,18 @@ inline CostModel cost_model(int dtype) {
   return dtype == FASTRNN_FLOAT64 ? CostModel{1, 8, 20, 12} : CostModel{1, 4, 32, 8};
 }
 
+// The vectors of weights, with `depth` for each gate and panel, that the busiest thread reads.
+inline double weight_vectors(const fastrnn_problem &p, int lanes, const Grid &grid, int64_t depth) {
+  const int64_t gates = p.cell == FASTRNN_LSTM ? 4 : 3, panels = ceil_div(p.hidden_size, lanes);
+  return double(ceil_div(panels, grid.column_groups) * gates * depth);
+}
+
 // Cycles per step on a grid: the products of the busiest thread or, if that takes longer, reading
 // its weights; and a barrier if threads divide the hidden units.
 inline double step_cycles(const fastrnn_problem &p, int lanes, const Grid &grid) {
   const CostModel costs = cost_model(p.dtype);
-  const int64_t gates = p.cell == FASTRNN_LSTM ? 4 : 3, panels = ceil_div(p.hidden_size, lanes);
   const int64_t depth = p.hidden_size + (p.input_size < 32 ? p.input_size : 0);
-  const double vectors = double(ceil_div(panels, grid.column_groups) * gates * depth);
+  const double vectors = weight_vectors(p, lanes, grid, depth);
   const double bytes = vectors * lanes * costs.weight_bytes;
   const double products =
       vectors * double(ceil_div(p.batch, grid.row_groups)) * costs.product_cycles;
@@ -42,8 +49,15 @@ inline double step_cycles(const fastrnn_problem &p, int lanes, const Grid &grid)
   return (products > reads ? products : reads) + (grid.column_groups > 1 ? kBarrierCycles : 0);
 }
 
-// The grid of at most `threads` threads with the shortest step, or one thread if the whole call is
-// too short to wake others. A larger grid must be at least 2% faster.
+// Cycles of a call on a grid: all its steps, transposing each weight once, and waking threads.
+inline double call_cycles(const fastrnn_problem &p, int lanes, const Grid &grid) {
+  const double vectors = weight_vectors(p, lanes, grid, p.hidden_size + p.input_size);
+  return step_cycles(p, lanes, grid) * double(p.steps) + vectors * kPackCycles +
+         (grid.threads() > 1 ? kWakeCycles : 0);
+}
+
+// The grid of at most `threads` threads with the shortest call. A larger grid must be at least 2%
+// faster.
 inline Grid choose_grid(const fastrnn_problem &p, int lanes, int threads) {
   const int64_t panels = ceil_div(p.hidden_size, lanes);
   Grid best;
@@ -51,14 +65,25 @@ inline Grid choose_grid(const fastrnn_problem &p, int lanes, int threads) {
   for (int rows = 1; rows <= threads && rows <= p.batch; ++rows) {
     for (int columns = 1; rows * columns <= threads && columns <= panels; ++columns) {
       const Grid grid = {rows, columns};
-      const double cycles = step_cycles(p, lanes, grid);
+      const double cycles = call_cycles(p, lanes, grid);
       if (shortest == 0 || cycles < shortest * 0.98) {
         shortest = cycles;
         best = grid;
       }
     }
   }
-  return shortest * double(p.steps) < kWakeCycles ? Grid{} : best;
+  return best;
+}
+
+// Whether to pack the recurrent weights, rather than to transpose them anew in each step, which
+// costs nothing in the first one. Packing them means to write them, which takes time only if they
+// are too large to be written to a cache.
+inline bool packs_recurrent(const fastrnn_problem &p, int lanes) {
+  const CostModel costs = cost_model(p.dtype);
+  const double vectors = weight_vectors(p, lanes, Grid{}, p.hidden_size);
+  const double bytes = vectors * lanes * costs.weight_bytes;
+  const double writes = bytes > kSharedCacheBytes ? bytes / costs.far_bytes : 0;
+  return double(p.steps - 1) * vectors * kPackCycles > writes;
 }
 
 }  // namespace fastrnn

@@ -62,6 +62,7 @@ struct Job {
   const fastrnn_backward_arrays *backward;  // null in a forward call
   Walk walk;
   Grid grid;
+  bool packs_recurrent;       // forward: pack the recurrent weights once, not anew in each step
   const int64_t *row_starts;  // [row_groups + 1]: the first sequence of each row group
   Barrier *barriers;          // [1 + row_groups]: of all threads, then of each row group
   char *scratch;

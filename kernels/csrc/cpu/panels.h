@@ -4,6 +4,7 @@
 
 #include "activations.h"
 #include "product.h"
+#include "transpose.h"
 
 #include "../cells.h"
 
@@ -14,37 +15,48 @@ struct Panel {
   using C = Compute<S>;
   static constexpr int G = Cell::kGates, lanes = kLanes<C>;
 
-  // Packs panel p of a matrix [G*H, K] into [K][G][lanes]; units beyond H are zero. It takes
-  // sixteen columns at a time so that the cache lines being written stay in the L1 cache.
+  // Packs panel p of a matrix [G*H, K] into [K][G][lanes]; units beyond H are zero. It takes 64
+  // columns at a time so that the cache lines being written stay in the L1 cache.
   static void pack_weights(C *out, const S *w, int64_t H, int64_t K, int64_t p) {
     const int64_t units = H - p * lanes < lanes ? H - p * lanes : lanes;
-    for (int64_t k0 = 0; k0 < K; k0 += 16) {
-      const int64_t k1 = k0 + 16 < K ? k0 + 16 : K;
+    for (int64_t k0 = 0; k0 < K; k0 += 64) {
+      const int64_t k1 = k0 + 64 < K ? k0 + 64 : K;
       for (int g = 0; g < G; ++g) {
-        for (int64_t j = 0; j < units; ++j) {
-          const S *row = w + (g * H + p * lanes + j) * K;
-          for (int64_t k = k0; k < k1; ++k) out[(k * G + g) * lanes + j] = widen(row[k]);
-        }
-        for (int64_t j = units; j < lanes; ++j)
-          for (int64_t k = k0; k < k1; ++k) out[(k * G + g) * lanes + j] = 0;
+        const S *gate = w + (g * H + p * lanes) * K;
+        int64_t k = k0;
+        for (; k + lanes <= k1; k += lanes)
+          pack_block(out + (k * G + g) * lanes, gate + k, K, units);
+        for (; k < k1; ++k)
+          for (int64_t j = 0; j < lanes; ++j)
+            out[(k * G + g) * lanes + j] = j < units ? widen(gate[j * K + k]) : 0;
       }
     }
+  }
+
+  // Packs as many columns as there are lanes, of one gate.
+  static FASTRNN_INLINE void pack_block(C *out, const S *w, int64_t K, int64_t units) {
+    Vec<C> row[lanes];
+    if (units == lanes)
+      for (int j = 0; j < lanes; ++j) row[j] = load(w + j * K);
+    else
+      for (int j = 0; j < lanes; ++j) row[j] = j < units ? load(w + j * K) : Vec<C>{};
+    transpose<C>(row);
+    for (int i = 0; i < lanes; ++i) store(out + column_in<C>(i) * G * lanes, row[i]);
   }
 
   // Packs panel p of the sum of both biases into [4][lanes]. The fourth row of a GRU is the
   // recurrent bias of n, which r multiplies.
   static void pack_biases(C *out, const S *b_ih, const S *b_hh, int64_t H, int64_t p) {
+    const int64_t units = H - p * lanes < lanes ? H - p * lanes : lanes;
     for (int g = 0; g < 4; ++g) {
-      for (int64_t j = 0; j < lanes; ++j) {
-        const int64_t unit = p * lanes + j;
-        C sum = 0;
-        if (b_ih && unit < H) {
-          if (g < G) sum += widen(b_ih[g * H + unit]);
-          if (Cell::kHasCell || g < 2) sum += widen(b_hh[g * H + unit]);
-          if (!Cell::kHasCell && g == 3) sum = widen(b_hh[2 * H + unit]);
-        }
-        out[g * lanes + j] = sum;
+      Vec<C> sum{};
+      if (b_ih) {
+        const bool recurrent = !Cell::kHasCell && g == 3;
+        if (!recurrent) sum += load_n(b_ih + g * H + p * lanes, units);
+        if (Cell::kHasCell || g != 2)
+          sum += load_n(b_hh + (recurrent ? 2 : g) * H + p * lanes, units);
       }
+      store(out + g * lanes, sum);
     }
   }
 

@@ -10,10 +10,10 @@ struct Int {
   static constexpr int value = N;
 };
 
-// The rows of a tile that is `vectors` vectors wide: as many as fit into the registers, next to one
-// row of the right-hand operand and one broadcast element.
+// The rows of a tile that is `vectors` vectors wide. The accumulators take three quarters of the
+// registers; elements of both operands share the others.
 constexpr int tile_rows(int vectors) {
-  const int rows = (kRegisters - vectors - 2) / vectors;
+  const int rows = kRegisters * 3 / 4 / vectors;
   return rows > 8 ? 8 : rows;
 }
 
