@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from fastrnn import choice, inference, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
+from fastrnn._compat import transforms_active
 from fastrnn.choice import VENDOR
 from fastrnn.gradients import differentiable
 from fastrnn.kernels.contract import CELLS
@@ -216,8 +217,10 @@ def _layers(
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if dropout and training and layer < num_layers - 1:
             x = drop(x, dropout, training=True)
-    if swapped:
-        x.transpose_(0, 1)  # in place, for a view cannot be detached in place
+    if swapped and transforms_active():  # vmap loses a tangent's axes in transpose_
+        x = x.transpose(0, 1)
+    elif swapped:
+        x.transpose_(0, 1)  # for a view cannot be detached in place
     return (x, *(torch.stack(final) for final in zip(*finals, strict=True)))
 
 

@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
 
 import fastrnn
 
@@ -105,6 +107,44 @@ def pair(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     found = getattr(fastrnn, name)(*args, **kwargs)
     found.load_state_dict(wanted.state_dict())
     return found, wanted
+
+
+class _BySequence(nn.Module):
+    """Makes torch.nn's layers run packed sequences one by one, padded, for functorch's sake."""
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        run: Any = super().forward
+        if not isinstance(input, PackedSequence):
+            return run(input, hx)  # type: ignore[no-any-return]
+        data, sizes, _, _ = input
+        starts = (sizes.cumsum(0) - sizes).tolist()
+        orders, outputs, finals = [], [], []
+        for b in range(int(sizes[0])):
+            order = [
+                start + b for start, size in zip(starts, sizes.tolist(), strict=True) if b < size
+            ]
+            own = pytree.tree_map(lambda state, b=b: state[:, b : b + 1], hx)
+            y, final = run(data[order].unsqueeze(1), own)
+            orders += order
+            outputs.append(y.squeeze(1))
+            finals.append(final)
+        back = torch.tensor(orders).argsort()
+        packed = PackedSequence(torch.cat(outputs)[back], sizes)
+        return packed, pytree.tree_map(lambda *states: torch.cat(states, 1), *finals)
+
+
+def by_sequence(module: nn.Module) -> nn.Module:
+    """The module itself, made to run packed sequences (sorted ones) one by one."""
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (_BySequence, kind), {})
+    return module
+
+
+def some(setups: Sequence[Setup], short: Sequence[Setup]) -> list[Any]:
+    """Parameters for pytest: of the setups, only those in ``short`` run in the short suite."""
+    return [
+        pytest.param(s, id=str(s), marks=() if s in short else pytest.mark.long) for s in setups
+    ]
 
 
 def tensors(result: Any) -> list[Tensor]:

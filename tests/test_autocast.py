@@ -21,7 +21,6 @@ from tests import oracle, peers
 from tests.peers import Setup
 
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.usefixtures("one_thread"),
     # torch.compile looks at .grad of inputs that are not leaves
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
@@ -36,8 +35,11 @@ SETUPS = [
     *peers.cells(),
 ]
 FEW = [*peers.few_layers(), *(Setup(name, steps=1) for name in peers.LAYERS), *peers.cells()[::2]]
-each_setup = pytest.mark.parametrize("setup", SETUPS, ids=str)
+SHORT = [*FEW, Setup("LSTM", 2, True, "unsorted"), Setup("GRU", 1, False, "packed", 1)]
+SHORT += [Setup("GRU", layout="unbatched")]
+each_setup = pytest.mark.parametrize("setup", peers.some(SETUPS, SHORT))
 a_few_setups = pytest.mark.parametrize("setup", FEW, ids=str)
+compiled_setups = pytest.mark.parametrize("setup", peers.some(FEW, [FEW[0], FEW[6], FEW[8]]))
 BACKENDS = [None, "torch", *oracle.backends()]
 
 
@@ -233,7 +235,7 @@ def test_blocks_within_compiled_code(name: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@a_few_setups
+@compiled_setups
 def test_compiled_modules_under_autocast(setup: Setup, training: bool) -> None:
     module, _ = setup.pair()
     call = peers.compiled(module)

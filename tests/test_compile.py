@@ -14,7 +14,6 @@ from tests import peers
 from tests.peers import Setup
 
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.usefixtures("one_thread"),
     # torch.compile looks at .grad of inputs that are not leaves
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),

@@ -33,12 +33,13 @@ from tests import peers
 from tests.peers import Setup
 
 pytestmark = [
-    pytest.mark.long,
     pytest.mark.usefixtures("one_thread"),
     # torch.compile looks at .grad of inputs that are not leaves
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     # torch scripts its decompositions the first time that forward mode is used
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
+    # and linearize folds constants of any module
+    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node"),
     # and torch.compile instantiates autograd functions to trace them
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
@@ -55,23 +56,41 @@ COMPILED = [
     Setup("LSTM", 2, True, "batch_first", **F64),
     Setup("GRU", 2, True, "padded", **F64),
     Setup("GRU", 1, False, "packed", **F64),
-    Setup("LSTM", steps=1, **F64),
+    Setup("LSTM", 1, False, "batch_first", **F64),
     Setup("GRU", steps=1, **F64),
-    *CELLS[::2],
+    CELLS[0],
 ]
+SHORT = [
+    Setup("LSTM", 2, True, "batch_first", **F64),
+    Setup("GRU", 2, True, "padded", **F64),
+    Setup("LSTM", 1, True, "packed", **F64),
+    Setup("GRU", 1, False, "packed", **F64),
+    Setup("LSTM", steps=1, **F64),
+    Setup("GRU", layout="unbatched", **F64),
+    CELLS[0],
+    CELLS[-1],
+]
+SHORT_COMPILED = [s for s in COMPILED if s.num_layers == 1]
 HOW: dict[str, Callable[[Any], Any]] = {"eager": lambda f: f, "compiled": peers.compiled}
-each_setup = pytest.mark.parametrize("setup", EAGER, ids=str)
+each_setup = pytest.mark.parametrize("setup", peers.some(EAGER, SHORT))
 eager_and_compiled = pytest.mark.parametrize(
     ("setup", "how"),
     [
-        *(pytest.param(s, "eager", id=f"{s}-eager") for s in EAGER),
-        *(pytest.param(s, "compiled", id=f"{s}-compiled") for s in COMPILED),
+        pytest.param(p.values[0], how, id=f"{p.id}-{how}", marks=p.marks)
+        for how, setups, short in (("eager", EAGER, SHORT), ("compiled", COMPILED, SHORT_COMPILED))
+        for p in peers.some(setups, short)
     ],
 )
 
 
 def given(setup: Setup) -> list[Tensor]:
     return [t.detach() for t in setup.leaves()]
+
+
+def twins(setup: Setup) -> tuple[Any, Any]:
+    """fastrnn's module, and torch.nn's with the same weights, which functorch can follow."""
+    ours, theirs = setup.pair()
+    return ours, peers.by_sequence(theirs)
 
 
 def tangents(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -243,7 +262,7 @@ def test_hessians_of_each_mode_over_each(setup: Setup, inner: str, outer: str) -
 def test_gradients_by_weights_and_leaves(setup: Setup, how: str) -> None:
     found = []
     leaves, numbers = given(setup), tuple(range(2 + setup.states))
-    for index, module in enumerate(setup.pair()):
+    for index, module in enumerate(twins(setup)):
         function = grad_and_value(of_weights(setup, module), argnums=numbers)
         call = HOW[how](function) if index == 0 else function
         found.append(call(weights_of(module), *leaves))
@@ -253,7 +272,7 @@ def test_gradients_by_weights_and_leaves(setup: Setup, how: str) -> None:
 @each_setup
 def test_vjp(setup: Setup) -> None:
     found, at = [], given(setup)
-    for module in setup.pair():
+    for module in twins(setup):
         results, pull = vjp(of(setup, module), *at)  # type: ignore[misc]
         found.append((results, pull(tuple(tangents(results))), pull(tuple(results))))
     torch.testing.assert_close(*found)
@@ -264,7 +283,7 @@ def test_gradient_penalty(setup: Setup, how: str) -> None:
     """The gradients, by the weights, of the squared slope by the input."""
     found = []
     x, *states = given(setup)
-    for index, module in enumerate(setup.pair()):
+    for index, module in enumerate(twins(setup)):
         score = of_weights(setup, module)
 
         def penalty(
@@ -357,12 +376,12 @@ def test_ensembles(setup: Setup, how: str, meta: bool) -> None:
 
 @each_setup
 def test_ensembles_over_gradients(setup: Setup) -> None:
-    members, twins = zip(*(setup.pair() for _ in range(2)), strict=True)
+    members, others = zip(*(twins(setup) for _ in range(2)), strict=True)
     state, leaves = stack_module_state(members)[0], given(setup)
     stacked = {name: w.detach() for name, w in state.items()}
     dims = (0, *[None] * len(leaves))
     found = vmap(grad(of_weights(setup, members[0])), in_dims=dims)(stacked, *leaves)
-    each = [grad(of_weights(setup, twin))(weights_of(twin), *leaves) for twin in twins]
+    each = [grad(of_weights(setup, twin))(weights_of(twin), *leaves) for twin in others]
     wanted = {name: torch.stack([gradients[name] for gradients in each]) for name in found}
     torch.testing.assert_close(found, wanted)
 

@@ -310,6 +310,7 @@ def backward_kernel(
             d1 = d3 * g[3] * (1.0 - g[0])
             d2 = dh * (state - g[2]) * g[1] * (1.0 - g[1])
             ds = dh * g[1]
+        tl.debug_barrier()  # `new` may be `old`, and several threads read the same number of it
         tl.store(new + first * H + at_state, ds.to(new.dtype.element_ty), mask=mask)
         _store_gates(dgates + r * (4 * H), row, unit, mask, H, d0, d1, d2, d3)
         if arrived is not None:
