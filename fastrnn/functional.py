@@ -217,8 +217,9 @@ def _layers(
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         if dropout and training and layer < num_layers - 1:
             x = drop(x, dropout, training=True)
-    if swapped and transforms_active():  # vmap loses a tangent's axes in transpose_
-        x = x.transpose(0, 1)
+    if swapped and (choice.in_graph() or transforms_active()):
+        # Graphs turn transpose_ into a view, and vmap loses a tangent's axes in it.
+        x = x.transpose(0, 1).contiguous()
     elif swapped:
         x.transpose_(0, 1)  # for a view cannot be detached in place
     return (x, *(torch.stack(final) for final in zip(*finals, strict=True)))

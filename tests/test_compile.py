@@ -266,3 +266,24 @@ def test_exports_with_dynamic_sizes(name: str, strict: bool) -> None:
     for shape in ((5, 4), (8, 4)) if cell else ((2, 3, 4), (9, 5, 4)):
         x = torch.randn(shape)
         torch.testing.assert_close(peers.tensors(program(x)), peers.tensors(peer(x)))
+
+
+# ---- results
+
+
+@pytest.mark.parametrize("setup", peers.few_layers(), ids=str)
+def test_results_of_a_compiled_module_change_in_place(setup: Setup) -> None:
+    ours, theirs = setup.pair()
+    compiled = peers.compiled(ours)
+    leaves = [t.detach() for t in setup.leaves()]
+    for index in range(len(setup.result_names)):
+        setup.call(compiled, *leaves)[index].detach_()
+        found = []
+        for call, module in ((compiled, ours), (theirs, theirs)):
+            results = setup.call(call, *leaves)
+            if call is compiled:
+                results[index].mul_(2)
+            else:
+                results[index] = results[index] * 2
+            found.append(torch.autograd.grad(peers.loss(results), list(module.parameters())))
+        torch.testing.assert_close(*found)
