@@ -247,8 +247,12 @@ def lstm_cell(
     Raises:
         RuntimeError: a forced backend does not support the call, or torch.lstm_cell raises it.
     """
-    if choice.single_step_needs_choice(input) and _is_pair(hx):
-        return _step("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
+    if _is_pair(hx):
+        weights = (w_ih, w_hh, b_ih, b_hh)
+        if (states := inference.step("lstm", input, tuple(hx), weights)) is not None:
+            return states[0], states[1]
+        if choice.single_step_needs_choice(input):
+            return _step("lstm", input, hx, weights)
     return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -265,8 +269,11 @@ def gru_cell(
     Arguments and errors are those of :func:`lstm_cell`, except that ``hx`` is h [B, H] alone and
     that weights have 3H rows. Returns the new h [B, H].
     """
+    weights = (w_ih, w_hh, b_ih, b_hh)
+    if (states := inference.step("gru", input, (hx,), weights)) is not None:
+        return states[0]
     if choice.single_step_needs_choice(input):
-        return _step("gru", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+        return _step("gru", input, (hx,), weights)[0]
     return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
 

@@ -80,9 +80,7 @@ def run(
 
     Arguments are those of :func:`fastrnn.functional.lstm`. Dropout must not be active.
     """
-    if torch.compiler.is_compiling() or not input.is_cpu or not _is_plain(input, states, weights):
-        return None
-    if not _ready and (_ready is not None or load_error() is not None):
+    if not _may_run(input, states, weights):
         return None
     if batch_sizes is None:
         options = stack.options(cell == _GRU, bias, bidirectional, batch_first, num_layers)
@@ -90,6 +88,38 @@ def run(
     options = stack.options(cell == _GRU, bias, bidirectional, False, num_layers)
     op = torch.ops.fastrnn.packed_stack.default
     return op(input, batch_sizes, states, weights, options) or None
+
+
+_declined: set[tuple[Any, ...]] = set()  # sizes of steps that other kernels run
+_MOST_DECLINED = 4096
+
+
+def step(
+    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]
+) -> list[Tensor] | None:
+    """The states after one step of a cell; None for a call that needs more than this.
+
+    Arguments are those of :func:`fastrnn.functional.lstm_cell`.
+    """
+    if torch.compiler.is_compiling():  # the set below would fix the sizes in the graph
+        return None
+    given = [w for w in weights if w is not None]
+    sizes = (cell, input.shape, states[0].shape, given[0].shape, input.dtype)
+    if sizes in _declined or not _may_run(input, states, given):
+        return None
+    options = stack.options(cell == _GRU, len(given) == 4, False, False, 1)
+    results: list[Tensor] = torch.ops.fastrnn.stack.default(input, states, given, options)
+    if not results:
+        if len(_declined) >= _MOST_DECLINED:
+            _declined.clear()
+        _declined.add(sizes)
+    return results or None
+
+
+def _may_run(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:
+    if torch.compiler.is_compiling() or not input.is_cpu or not _is_plain(input, states, weights):
+        return False
+    return _ready or (_ready is None and load_error() is None)
 
 
 def _is_plain(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:

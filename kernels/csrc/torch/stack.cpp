@@ -56,6 +56,9 @@ class Stack {
     if (a_.packed) {
       if (a_.input.dim != 2 || options_.batch_first || !read_batch_sizes()) return false;
       rows_ = size[0], features_ = size[1];
+    } else if (a_.input.dim == 2) {
+      if (options_.batch_first || sets() != 1) return false;
+      single_ = true, steps_ = 1, batch_ = rows_ = size[0], features_ = size[1];
     } else {
       if (a_.input.dim != 3) return false;
       steps_ = size[options_.batch_first], batch_ = size[!options_.batch_first];
@@ -84,12 +87,14 @@ class Stack {
   bool check_states() {
     if (a_.states.size() != (options_.gru ? 1u : 2u)) return false;
     for (Tensor &state : a_.states)
-      if (!state.describe() || state.dim != 3) return false;
-    hidden_ = a_.states[0].sizes[2];
+      if (!state.describe() || state.dim != (single_ ? 2 : 3)) return false;
+    hidden_ = a_.states[0].sizes[single_ ? 1 : 2];
     if (options_.layers < 1 || options_.layers > 1024 || hidden_ < 1 || hidden_ > kLargestSize)
       return false;
     for (Tensor &state : a_.states)
-      if (!has_shape(state, a_.input.dtype, {sets(), batch_, hidden_})) return false;
+      if (!(single_ ? has_shape(state, a_.input.dtype, {batch_, hidden_})
+                    : has_shape(state, a_.input.dtype, {sets(), batch_, hidden_})))
+        return false;
     return true;
   }
 
@@ -122,27 +127,31 @@ class Stack {
     for (std::vector<Tensor> *tensors : {&a_.states, &a_.weights})
       for (Tensor &tensor : *tensors)
         if (!tensor.make_contiguous(kInOrder)) return false;
-    std::vector<Tensor> made(1 + a_.states.size());
     const int64_t width = options_.directions() * hidden_;
+    Tensor output;
     int64_t sizes[3] = {steps_, batch_, width};
     if (options_.batch_first) std::swap(sizes[0], sizes[1]);
     if (a_.packed) sizes[0] = rows_, sizes[1] = width;
-    if (!Tensor::empty(a_.packed ? 2 : 3, sizes, order, a_.input.dtype, &made[0])) return false;
-    for (size_t i = 0; i < a_.states.size(); ++i)
-      if (!Tensor::empty(3, a_.states[i].sizes, kInOrder, a_.input.dtype, &made[1 + i]))
+    if (!single_ && !Tensor::empty(a_.packed ? 2 : 3, sizes, order, a_.input.dtype, &output))
+      return false;
+    std::vector<Tensor> made(a_.states.size());
+    for (size_t i = 0; i < made.size(); ++i)
+      if (!Tensor::empty(a_.states[i].dim, a_.states[i].sizes, kInOrder, a_.input.dtype, &made[i]))
         return false;
     const int64_t bytes = rows_ * width * element_bytes();
-    Scratch between[2], halves;
+    Scratch between[2], halves, row;
+    if (single_ && !allocate(bytes, &row)) return false;
     for (int i = 0; i < 2; ++i)
       if (options_.layers > i + 1 && !allocate(bytes, &between[i])) return false;
     if (options_.bidirectional && !allocate(bytes, &halves)) return false;
     const void *x = a_.input.data;
     for (int64_t layer = 0; layer < options_.layers; ++layer) {
       const bool last = layer == options_.layers - 1;
-      void *y = last ? made[0].data : between[layer % 2].get();
+      void *y = !last ? between[layer % 2].get() : single_ ? row.get() : output.data;
       if (!run_layer(layer, x, y, halves.get(), made)) return false;
       x = y;
     }
+    if (!single_) made.insert(made.begin(), std::move(output));
     *results = std::move(made);
     return true;
   }
@@ -181,8 +190,8 @@ class Stack {
     if (a_.packed) problem.batch_sizes = static_cast<const int64_t *>(a_.batch_sizes.data);
     fastrnn_forward_arrays arrays{};
     arrays.x = x, arrays.y = y;
-    arrays.h0 = state(a_.states[0]), arrays.h_n = state(made[1]);
-    if (!options_.gru) arrays.c0 = state(a_.states[1]), arrays.c_n = state(made[2]);
+    arrays.h0 = state(a_.states[0]), arrays.h_n = state(made[0]);
+    if (!options_.gru) arrays.c0 = state(a_.states[1]), arrays.c_n = state(made[1]);
     arrays.w_ih = w[0].data, arrays.w_hh = w[1].data;
     if (options_.biases) arrays.b_ih = w[2].data, arrays.b_hh = w[3].data;
     return context_.forward(&problem, &arrays) == FASTRNN_OK;
@@ -198,7 +207,8 @@ class Stack {
   StackArguments &a_;
   const StackOptions options_;
   const StackContext &context_;
-  int dtype_ = -1;  // of fastrnn.h
+  int dtype_ = -1;       // of fastrnn.h
+  bool single_ = false;  // one step of a cell
   int64_t steps_ = 0, batch_ = 0, rows_ = 0, features_ = 0, hidden_ = 0;
 };
 

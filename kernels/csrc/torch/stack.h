@@ -25,7 +25,7 @@ struct StackOptions {
 
 struct StackArguments {
   StackOptions options;
-  Tensor input;        // [T, B, I], [B, T, I] with batch_first; packed [N, I]
+  Tensor input;        // [T, B, I], [B, T, I] with batch_first; packed [N, I]; a cell's [B, I]
   Tensor batch_sizes;  // packed: int64 [T]
   bool packed = false;
   std::vector<Tensor> states, weights;  // in torch.nn's flat order
@@ -38,9 +38,9 @@ struct StackContext {
   int threads;
 };
 
-// Runs the layers: output and final states. False, with no results, for a call that has to go
-// through Python: one that this function does not support, whose arguments do not fit together, or
-// for which another backend was chosen.
+// Runs the layers: output and final states; of a cell, which has states [B, H], those alone. False,
+// with no results, for a call that has to go through Python: one that this function does not
+// support, whose arguments do not fit together, or for which another backend was chosen.
 bool run_stack(StackArguments *arguments, const StackContext &context,
                std::vector<Tensor> *results);
 
