@@ -1,7 +1,14 @@
 """Fixtures that several test modules share."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Test processes side by side (pytest -n) share the processors. Threads that wait for each other on
+# too few of them cost more than they save, so this comes before torch is imported.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import pytest
 import torch

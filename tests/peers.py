@@ -115,7 +115,7 @@ class _BySequence(nn.Module):
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         run: Any = super().forward
         if not isinstance(input, PackedSequence):
-            return run(input, hx)  # type: ignore[no-any-return]
+            return run(input, hx)
         data, sizes, _, _ = input
         starts = (sizes.cumsum(0) - sizes).tolist()
         orders, outputs, finals = [], [], []

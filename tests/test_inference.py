@@ -122,7 +122,7 @@ def wrong_calls() -> dict[str, tuple[Any, ...]]:
         "four axes": (x[None], [h, h], w, good),
         "16 bits": (x.half(), [h.half(), h.half()], half, good),
         "integers": (x.long(), [h, h], w, good),
-        "complex numbers": (x.cfloat(), [h, h], w, good),
+        "complex numbers": (x.to(torch.complex64), [h, h], w, good),
         "a sparse input": (x.to_sparse(), [h, h], w, good),
         "a freed input": (_freed(x.clone()), [h, h], w, good),
     }
