@@ -1,9 +1,11 @@
 """fastrnn: torch.nn.LSTM and torch.nn.GRU, faster, by a one-word swap."""
 
+from fastrnn import _signals as _signals  # first: what follows takes seconds
 from fastrnn.backends import backend, empty_cache, fastrnn_version
 from fastrnn.conversion import convert, revert
 from fastrnn.info import backend_info
 from fastrnn.nn import GRU, LSTM, GRUCell, LSTMCell
+from fastrnn.patching import patch_torch, unpatch_torch
 
 __all__ = [
     "GRU",
@@ -15,7 +17,9 @@ __all__ = [
     "backend_info",
     "convert",
     "empty_cache",
+    "patch_torch",
     "revert",
+    "unpatch_torch",
 ]
 
 

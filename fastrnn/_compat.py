@@ -7,12 +7,14 @@ with the oldest supported torch as well as the newest.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.jit import _builtins as jit_builtins
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -39,6 +41,19 @@ def constant_in_graphs(function: _Function) -> _Function:
     return function
 
 
+def not_compiled(function: _Function) -> _Function:
+    """Makes torch.compile leave a function, and what it calls, alone when they run eagerly.
+
+    The public torch.compiler.disable does the same, but it imports Dynamo, and costs a microsecond
+    a call. If set_code_exec_strategy goes: use the public function.
+    """
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    code = function.__code__
+    frames.set_code_exec_strategy(code, frames._FrameExecStrategy(skip, skip))
+    return function
+
+
 @constant_in_graphs
 def transforms_active() -> bool:
     """Whether a functorch transform or a level of forward-mode differentiation is active.
@@ -61,6 +76,95 @@ def calls_are_intercepted() -> bool:
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def has_dispatch_mode() -> bool:
+    """Whether a torch_dispatch mode sees each call; see :func:`calls_are_intercepted`."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def composite(operator: str) -> Callable[..., Any]:
+    """Torch's own implementation of an aten operator, such as ``lstm.input``, for all devices.
+
+    OpOverload.decompose() calls the decomposition in Python if there is one, which takes tens of
+    microseconds more. If _op_dk goes: call decompose().
+    """
+    name, _, overload = operator.partition(".")
+    found = getattr(getattr(torch.ops.aten, name), overload)
+    return functools.partial(found._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def traceable(operator: str) -> Callable[..., Any]:
+    """What torch does for an aten operator in calls that something looks into.
+
+    While torch.export and torch.compile trace, Python's dispatcher is active, and torch then uses
+    the operator's decomposition in Python. If _dispatch_tls_is_dispatch_key_included goes: always
+    call decompose().
+    """
+    name, _, overload = operator.partition(".")
+    found, eager = getattr(getattr(torch.ops.aten, name), overload), composite(operator)
+    key = torch._C.DispatchKey.PythonDispatcher
+
+    def run(*args: Any) -> Any:
+        if torch._C._dispatch_tls_is_dispatch_key_included(key):
+            return found.decompose(*args)
+        return eager(*args)
+
+    return run
+
+
+def has_kernel(operator: str, key: str) -> bool:
+    """Whether an aten operator has a kernel of its own for a dispatch key.
+
+    torch has no public test. If _dispatch_has_kernel_for_dispatch_key goes: return False, and the
+    last to replace an operator wins.
+    """
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operator}", key)
+
+
+def layer_function(name: str) -> Callable[..., Any]:
+    """What torch.nn's modules call in eager mode: ``lstm`` or ``gru``.
+
+    They look it up in torch._VF, which takes it from torch._C._VariableFunctions. If that goes: use
+    torch.lstm and torch.gru, which are the same.
+    """
+    return getattr(torch._C._VariableFunctions, name)
+
+
+def replace_layer_function(name: str, function: Callable[..., Any]) -> None:
+    """Makes torch.nn's modules call something else in eager mode.
+
+    torch.jit.script knows torch's function by its identity, and so has to be told. If torch._VF or
+    the table of builtins goes: leave it be, and the operators' kernels see these calls, too.
+
+    Args:
+        name: see :func:`layer_function`.
+        function: what they call, which must live as long as the process.
+    """
+    setattr(torch._VF, name, function)
+    if (function, f"aten::{name}") not in jit_builtins._builtin_ops:
+        jit_builtins._builtin_ops.append((function, f"aten::{name}"))
+    if jit_builtins._builtin_table is not None:
+        jit_builtins._builtin_table[id(function)] = f"aten::{name}"
+
+
+def restore_layer_function(name: str) -> None:
+    """Undoes :func:`replace_layer_function`."""
+    delattr(torch._VF, name)
+
+
+def layer_function_is_replaced(name: str) -> bool:
+    """Whether torch.nn's modules call something else than torch's function in eager mode."""
+    return name in vars(torch._VF)
+
+
+def remove_kernels(library: torch.library.Library) -> None:
+    """Removes the kernels that a library holds.
+
+    torch removes them when the library object dies, which a reference elsewhere would delay. If
+    _destroy goes: rely on that.
+    """
+    library._destroy()
 
 
 def extension_path() -> str:

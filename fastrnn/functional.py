@@ -71,7 +71,9 @@ def lstm(
     options = StackOptions(bias, num_layers, dropout, training, bidirectional)
     if not _is_pair(hx):  # torch raises its own error
         return _vendor(torch.lstm, input, hx, weights, options, batch_first, batch_sizes)
-    return _run("lstm", input, hx, weights, options, batch_first, batch_sizes, proj_size)
+    return run_stack(
+        "lstm", input, hx, weights, options, batch_first, batch_sizes, torch.lstm, proj_size
+    )
 
 
 def gru(
@@ -96,10 +98,10 @@ def gru(
         output [T, B, D * H] ([B, T, D * H], [N, D * H]) and h_n of hx's shape.
     """
     options = StackOptions(bias, num_layers, dropout, training, bidirectional)
-    return _run("gru", input, (hx,), weights, options, batch_first, batch_sizes, 0)
+    return run_stack("gru", input, (hx,), weights, options, batch_first, batch_sizes, torch.gru)
 
 
-def _run(
+def run_stack(
     cell: str,
     input: Tensor,
     states: tuple[Tensor, ...],
@@ -107,8 +109,10 @@ def _run(
     options: StackOptions,
     batch_first: bool,
     batch_sizes: Tensor | None,
-    proj_size: int,
+    vendor: Callable[..., Any],
+    proj_size: int = 0,
 ) -> Any:
+    """What :func:`lstm` and :func:`gru` do; ``vendor`` is torch's way to run the call."""
     bias, num_layers, dropout, training, bidirectional = options
     if not proj_size and not (dropout and training and num_layers > 1):
         results = inference.run(
@@ -135,9 +139,8 @@ def _run(
             call, tensors, leave_open=not choice.saves(options.training, tensors)
         )
     if backend == VENDOR:
-        if cell == "lstm":
-            return _vendor(torch.lstm, input, states, weights, options, batch_first, batch_sizes)
-        return _vendor(torch.gru, input, states[0], weights, options, batch_first, batch_sizes)
+        hx = states if cell == "lstm" else states[0]
+        return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
     op = _operation(cell, transformed)
     tail = (choice.saves(options.training, tensors), backend, batch_first)
     return _layers(op, input, states, weights, options, batch_sizes, tail)

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from fastrnn import backends
+from fastrnn import backends, patching
 
 
 def backend_info() -> dict[str, Any]:
     """What is available, and what is not and why, as plain values, ready for JSON.
 
     Returns:
-        Versions, threads, the forced backend, and ``backends``: by name, ``available`` and more.
+        Versions, threads, the forced backend, whether torch is ``patched``, and ``backends``: by
+        name, ``available`` and more.
     """
     found = {}
     for record in backends.BACKENDS.values():
@@ -29,5 +30,6 @@ def backend_info() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "forced": backends.forced_backend(),
+        "patched": patching.is_patched(),
         "backends": found,
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
 from fastrnn import _compat
@@ -140,3 +144,68 @@ def test_a_variant_differs_in_its_attributes_only() -> None:
     assert variant.weight is module.weight
     assert torch.equal(variant(torch.eye(2)), module.weight.t())
     assert not torch.equal(module(torch.eye(2)), module.weight.t())
+
+
+def test_modes_and_transforms_are_noticed_in_one_question() -> None:
+    assert not _compat.calls_are_intercepted()
+    assert not _compat.has_dispatch_mode()
+    with FlopCounterMode(display=False):
+        assert _compat.calls_are_intercepted()
+        assert _compat.has_dispatch_mode()
+    with forward_ad.dual_level():
+        assert _compat.calls_are_intercepted()
+
+
+def test_torchs_library_can_be_found() -> None:
+    assert hasattr(ctypes.CDLL(_compat.extension_path()), "aoti_torch_get_data_ptr")
+
+
+@pytest.mark.parametrize("find", [_compat.composite, _compat.traceable])
+def test_torchs_own_implementation_is_reached(find: Callable[[str], Callable[..., Any]]) -> None:
+    layer, x, h = nn.GRU(2, 3), torch.randn(4, 1, 2), torch.zeros(1, 1, 3)
+    own = find("gru.input")
+    y, _ = own(x, h, list(layer.parameters()), True, 1, 0.0, False, False, False)
+    assert torch.equal(y, layer(x)[0])
+
+
+def test_kernels_are_seen_and_removed() -> None:
+    assert not _compat.has_kernel("gru.input", "AutogradCPU")
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("gru.input", lambda *args: None, "AutogradCPU")
+    assert _compat.has_kernel("gru.input", "AutogradCPU")
+    _compat.remove_kernels(library)
+    assert not _compat.has_kernel("gru.input", "AutogradCPU")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_the_function_that_torchs_layers_call_can_be_replaced() -> None:
+    called = []
+
+    def function(*args: Any) -> Any:
+        called.append(args)
+        return _compat.layer_function("gru")(*args)
+
+    kept.append(function)
+    layer = nn.GRU(2, 3)
+    _compat.replace_layer_function("gru", function)
+    try:
+        assert _compat.layer_function_is_replaced("gru")
+        layer(torch.randn(4, 1, 2))
+        torch.jit.script(nn.Sequential(layer))
+    finally:
+        _compat.restore_layer_function("gru")
+    layer(torch.randn(4, 1, 2))
+    assert len(called) == 1
+    assert not _compat.layer_function_is_replaced("gru")
+
+
+kept: list[Any] = []  # torch.jit.script knows functions by their addresses
+
+
+def test_a_function_can_be_kept_from_the_compiler() -> None:
+    """tests/test_patching.py shows what that is good for."""
+
+    def function() -> None:
+        pass
+
+    assert _compat.not_compiled(function) is function

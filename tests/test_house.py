@@ -22,7 +22,7 @@ MOST_LINES = 400
 
 LAYER_LIBRARY = {
     "__init__", "_compat", "backends", "checks", "choice", "conversion", "flops", "functional",
-    "gradients", "inference", "info", "nn", "ops", "tuning",
+    "gradients", "inference", "info", "nn", "ops", "patching", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
 FOLDERS = {"cli", "tasks", "training"}
@@ -37,6 +37,7 @@ PARTS = {
     "fastrnn.conversion": r"fastrnn\.conversion",
     "fastrnn.nn": r"fastrnn\.nn",
     "fastrnn.info": r"fastrnn\.info",
+    "fastrnn.patching": r"fastrnn\.patching",
     "fastrnn.functional": r"fastrnn\.functional",
     "fastrnn.choice": r"fastrnn\.choice",
     "fastrnn.inference": r"fastrnn\.inference",
@@ -55,7 +56,7 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.training"},
     {"fastrnn"},
     {"fastrnn.conversion", "fastrnn.info"},
-    {"fastrnn.nn"},
+    {"fastrnn.nn", "fastrnn.patching"},
     {"fastrnn.functional"},
     {"fastrnn.ops", "fastrnn.choice", "fastrnn.inference"},
     {"fastrnn.checks", "fastrnn.flops", "fastrnn.gradients"},

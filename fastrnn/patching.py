@@ -1,0 +1,312 @@
+"""``patch_torch()``: torch.nn's own LSTM and GRU layers on fastrnn's kernels, in place.
+
+torch.nn's layers call the operators aten::lstm and aten::gru, and so do programs that were
+scripted, traced or exported from them. While torch is patched, its dispatcher finds kernels of ours
+for these operators, on CPUs and GPUs, with and without autograd. A kernel either runs a call as
+:mod:`fastrnn.functional` does or hands it to torch's own implementation, which it also does with
+everything that looks into the layers: tensors of a subclass (fake ones among them), graphs that are
+being traced, and modes that watch torch's operators. So layers and graphs stay torch's for every
+tool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn import backends, choice, functional
+from fastrnn._compat import (
+    composite,
+    has_dispatch_mode,
+    has_kernel,
+    layer_function,
+    layer_function_is_replaced,
+    not_compiled,
+    remove_kernels,
+    replace_layer_function,
+    restore_layer_function,
+    traceable,
+    transforms_active,
+)
+
+CELLS = ("lstm", "gru")
+OPERATORS = ("lstm.input", "lstm.data", "gru.input", "gru.data")
+# In inference mode, the key before that of the device: a kernel for the device itself would tell
+# torch.export that the operator must not be decomposed.
+KEYS = ("AutogradCPU", "AutogradCUDA", "BackendSelect")
+
+_log = logging.getLogger("fastrnn")
+_PLAIN = frozenset({Tensor, nn.Parameter})
+_lock = threading.RLock()
+_depth = 0  # how many calls of patch_torch() have not been undone
+_library: torch.library.Library | None = None  # holds the kernels while they are registered
+
+
+_PACKED, _LSTM = frozenset(OPERATORS[1::2]), frozenset(OPERATORS[:2])
+_OURS, _TORCHS, _UNUSUAL = "ours", "torch's", "unusual"
+_MOST_CALLS = 4096
+_known: dict[tuple[Any, ...], str] = {}  # who runs a kind of calls, see _judged
+_entered = itertools.count()
+_latest = 0  # of _entered
+_running: list[None] = []  # one for each call that a kernel has not finished
+
+
+# ---- a call of an operator
+
+
+def _run(
+    operator: str, own: Callable[..., Any], unusual: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
+    """Runs a call as fastrnn's layers do.
+
+    This is written to cost little where torch's implementation is taken: for a short call each
+    microsecond is a percent.
+
+    Args:
+        operator: one of :data:`OPERATORS`.
+        own: torch's implementation of it, for calls that it runs faster.
+        unusual: what gets a call that fastrnn's layers could not make.
+        args: the operator's.
+    """
+    packed, lstm = operator in _PACKED, operator in _LSTM
+    if packed:
+        input, batch_sizes, hx, weights, *options = args
+        batch_first = False
+    else:
+        input, hx, weights, *options, batch_first = args
+        batch_sizes = None
+    states = hx if lstm else (hx,)
+    if (
+        has_dispatch_mode()
+        or choice.in_graph()
+        or not isinstance(states, list | tuple)
+        or not isinstance(weights, list)
+        or not _PLAIN.issuperset(map(type, (input, *states, *weights)))
+    ):
+        return unusual(*args)
+    key = (
+        operator,
+        input.shape,
+        *[state.shape for state in states],
+        batch_sizes.shape if packed else batch_first,
+        input.dtype,
+        input.device,
+        torch.is_grad_enabled()
+        and (weights[0].requires_grad or choice.needs_gradients((input, *states, *weights))),
+    )
+    known = _known.get(key)
+    if known is None:
+        if len(_known) >= _MOST_CALLS:
+            _known.clear()
+        known = _known[key] = _judged(lstm, input, batch_sizes, states, batch_first, key[-1])
+    special = transforms_active() or backends.forced_backend() is not None
+    if choice.under_autocast(input):
+        # torch's GRU computes in two dtypes on CPUs, and its results have the wider one.
+        special, known = lstm or not input.is_cpu, _TORCHS
+    if known is _TORCHS and not special:
+        return own(*args)
+    stack = functional.StackOptions(*options)
+    if known is _UNUSUAL or not _weights_fit(lstm, input, states[0], weights, stack):
+        return unusual(*args)
+    return functional.run_stack(
+        "lstm" if lstm else "gru", input, tuple(states), weights, stack, batch_first, batch_sizes,
+        own,
+    )  # fmt: skip
+
+
+def _weights_fit(
+    lstm: bool, input: Tensor, state: Tensor, weights: list[Tensor], stack: functional.StackOptions
+) -> bool:
+    """Whether a layer could have these states and weights; torch's errors are its own affair."""
+    sets, _, hidden = state.shape
+    directions = 2 if stack.bidirectional else 1
+    rows = (4 if lstm else 3) * hidden
+    biases = [(rows,)] * 2 if stack.bias else []
+    expected = [(rows, input.shape[-1]), (rows, hidden), *biases] * directions
+    if stack.num_layers > 1:
+        deeper = [(rows, directions * hidden), (rows, hidden), *biases]
+        expected += deeper * (directions * (stack.num_layers - 1))
+    return sets == stack.num_layers * directions and [w.shape for w in weights] == expected
+
+
+def _judged(
+    lstm: bool,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    batch_first: bool,
+    training: bool,
+) -> str:
+    """Who runs calls of a kind: fastrnn's layers, or torch as the faster or the only one."""
+    fits = (
+        len(states) == (2 if lstm else 1)
+        and input.dim() == (3 if batch_sizes is None else 2)
+        and states[0].dim() == 3
+        and (batch_sizes is not None or input.shape[0 if batch_first else 1] == states[0].shape[1])
+        and states[0].shape == states[-1].shape  # else the layer is projected
+    )
+    if not fits:
+        return _UNUSUAL
+    steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
+    call = backends.Call(
+        cell="LSTM" if lstm else "GRU",
+        device=input.device.type,
+        dtype=input.dtype,
+        steps=steps,
+        batch=states[0].shape[1],
+        input_size=input.shape[-1],
+        hidden_size=states[0].shape[2],
+        training=training,
+        in_one_op=input.is_cpu and not training,
+    )
+    return _TORCHS if backends.choose(call).backend == choice.VENDOR else _OURS
+
+
+def forget_choices() -> None:
+    """Makes the choice for every call anew; for whoever changes what it depends on."""
+    _known.clear()
+
+
+# ---- what torch calls
+
+
+def _kernel(operator: str) -> Callable[..., Any]:
+    """What the dispatcher calls for an operator."""
+    own, traced = composite(operator), traceable(operator)
+
+    def kernel(*args: Any) -> Any:
+        global _latest  # noqa: PLW0603
+        _running.append(None)
+        _latest = next(_entered)
+        try:
+            return _run(operator, own, traced, args) if _depth else traced(*args)
+        finally:
+            _running.pop()
+
+    return not_compiled(kernel)
+
+
+@functools.cache  # torch.jit.script knows it by its identity
+def _function(cell: str) -> Callable[..., Any]:
+    """What torch.nn's modules call in eager mode, without the cost of a kernel in Python."""
+    original = layer_function(cell)
+    kinds = {packed: f"{cell}.{kind}" for packed, kind in ((False, "input"), (True, "data"))}
+    own = {operator: composite(operator) for operator in kinds.values()}
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if choice.in_graph() or kwargs or len(args) != 9 or type(args[0]) not in _PLAIN:
+            return original(*args, **kwargs)
+        operator = kinds[isinstance(args[1], Tensor) and not isinstance(args[3], bool)]
+        return _run(operator, own[operator], original, args)
+
+    return not_compiled(function)
+
+
+# ---- patching and its undoing
+
+
+class Patch(contextlib.AbstractContextManager["Patch"]):
+    """What :func:`patch_torch` returns; leaving it as a context undoes one patch."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        unpatch_torch()
+
+
+def patch_torch() -> Patch:
+    """Makes torch.nn's LSTM and GRU layers run on fastrnn's kernels, in the whole process.
+
+    That holds for layers that exist already, for those that other packages make, and for programs
+    that were scripted, traced or exported. Numbers agree within rounding; a call that torch runs
+    faster, or that only torch supports, stays torch's. ``with fastrnn.patch_torch():`` undoes the
+    patch at the end of the block. Patches nest: torch is as before when each was undone.
+
+    Raises:
+        RuntimeError: something else has replaced torch's operators; nothing is changed.
+    """
+    global _depth, _library  # noqa: PLW0603
+    with _lock:
+        if _library is None:
+            _library = _register()
+        if _depth == 0:
+            for cell in CELLS:
+                replace_layer_function(cell, _function(cell))
+            _log.info(
+                "torch is patched: %s on CPUs and GPUs run on fastrnn's kernels",
+                ", ".join(f"aten::{operator}" for operator in OPERATORS),
+            )
+        _depth += 1
+    return Patch()
+
+
+def unpatch_torch() -> None:
+    """Undoes one :func:`patch_torch`; without one, does nothing.
+
+    After the last one torch's layers give the same bits as before. While other threads keep calling
+    layers, the kernels stay registered and hand every call to torch; otherwise they are removed.
+    """
+    global _depth  # noqa: PLW0603
+    with _lock:
+        if _depth == 0:
+            return
+        _depth -= 1
+        if _depth == 0:
+            for cell in CELLS:
+                restore_layer_function(cell)
+            _remove()
+
+
+def is_patched() -> bool:
+    """Whether torch's layers run on fastrnn's kernels."""
+    return _depth > 0
+
+
+def _register() -> torch.library.Library:
+    taken = [
+        f"aten::{operator} ({key})"
+        for operator in OPERATORS
+        for key in KEYS
+        if has_kernel(operator, key)
+    ]
+    taken += [f"torch._VF.{cell}" for cell in CELLS if layer_function_is_replaced(cell)]
+    if taken:
+        raise RuntimeError(
+            f"torch cannot be patched: something else in this process has replaced "
+            f"{', '.join(taken)}. Undo that first, or use fastrnn.LSTM and GRU, or fastrnn.convert"
+        )
+    library = torch.library.Library("aten", "IMPL")
+    for operator in OPERATORS:
+        kernel = _kernel(operator)
+        for key in KEYS:
+            library.impl(operator, kernel, key)
+    return library
+
+
+def _remove() -> None:
+    """Removes the kernels if no other thread is in one, or about to be.
+
+    The dispatcher frees a kernel at once, even if a thread runs it.
+    """
+    global _library  # noqa: PLW0603
+    if threading.active_count() > 1:
+        before = _latest
+        time.sleep(0.02)  # those that wait for the interpreter get in
+        if _latest != before or _running:
+            return
+    assert _library is not None
+    remove_kernels(_library)
+    _library = None
