@@ -4,12 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Test processes side by side (pytest -n) share the processors. Threads that wait for each other on
-# too few of them cost more than they save, so this comes before torch is imported.
-workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if workers > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-
 import pytest
 import torch
 
@@ -19,6 +13,14 @@ from tests import command, oracle
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of our own."""
     parser.addoption("--examples", type=int, help="random calls to try, in tests that try many")
+
+
+def pytest_configure() -> None:
+    """Shares the processors among test processes that run side by side (pytest -n)."""
+    if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
 
 
 @pytest.fixture
