@@ -27,6 +27,7 @@ class Case:
         mode: one of MODES.
         dtype: one of DTYPES.
         device: as torch.device takes it.
+        packed: whether the sequences differ in length; the longest has T steps.
     """
 
     cell: str
@@ -38,6 +39,7 @@ class Case:
     mode: str = "inference"
     dtype: str = "float32"
     device: str = "cpu"
+    packed: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError if torch.nn cannot run the case."""
@@ -50,13 +52,20 @@ class Case:
                 raise ValueError(f"{field} is {value!r}; expected one of {', '.join(known)}")
         if min(self.batch, self.steps, self.input, self.hidden, self.layers) < 1:
             raise ValueError(f"sizes must be at least 1: {self}")
-        if self.single_step and (self.steps, self.layers) != (1, 1):
+        if self.single_step and (self.steps, self.layers, self.packed) != (1, 1, False):
             raise ValueError(f"{self.cell} runs one step of one layer: {self}")
 
     @property
     def single_step(self) -> bool:
         """Whether the module is a cell, on [B, I], and not a layer, on [T, B, I]."""
         return self.cell.endswith("Cell")
+
+    @property
+    def lengths(self) -> list[int]:
+        """The steps of each sequence; of packed ones, the last has the fewest, a B-th of T."""
+        if not self.packed:
+            return [self.steps] * self.batch
+        return [self.steps - self.steps * b // self.batch for b in range(self.batch)]
 
     @property
     def training(self) -> bool:
@@ -69,14 +78,15 @@ class Case:
         gates = 4 if self.cell.startswith("LSTM") else 3
         inputs = self.input + (self.layers - 1) * self.hidden
         features = inputs + self.layers * self.hidden
-        return 2 * self.batch * self.steps * gates * self.hidden * features
+        return 2 * sum(self.lengths) * gates * self.hidden * features
 
     @property
     def key(self) -> str:
         """The case in one readable line; no two cases have the same."""
         layers = f" L{self.layers}" if self.layers > 1 else ""
+        packed = " packed" if self.packed else ""
         sizes = f"B{self.batch} T{self.steps} I{self.input} H{self.hidden}{layers}"
-        return f"{self.cell} {self.mode} {sizes} {self.dtype} {self.device}"
+        return f"{self.cell} {self.mode} {sizes} {self.dtype} {self.device}{packed}"
 
 
 def expand(

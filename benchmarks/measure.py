@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn import backends
@@ -71,7 +72,11 @@ class Subject:
             values = torch.randn(*steps, case.batch, features, generator=generator)
             return values.to(case.device, DTYPES[case.dtype])
 
-        self.x, self.dy = draw(case.input), draw(case.hidden)
+        self.x: Tensor | PackedSequence = draw(case.input)
+        self.dy = draw(case.hidden)
+        if case.packed:
+            self.x = pack_padded_sequence(self.x, case.lengths)
+            self.dy = pack_padded_sequence(self.dy, case.lengths).data
 
     def call(self, clock: Clock) -> tuple[Times, list[Tensor]]:
         """Runs one inference or training step; returns the times of its parts and its outputs."""
@@ -115,8 +120,8 @@ def measure(case: Case, effort: Effort) -> Measurement:
     """
     theirs, ours = build(case, "torch"), build(case, "fastrnn")
     clock = clock_for(torch.device(case.device))
-    with _no_garbage_collection():
-        first, wrong = _check(case, theirs, ours, clock)
+    with no_garbage_collection():
+        first, wrong = check(case, theirs, ours, clock)
         if wrong:
             return Measurement(wrong=wrong)
         cost = sum(times.total for times in first)
@@ -135,7 +140,7 @@ def measure(case: Case, effort: Effort) -> Measurement:
     return Measurement(torch=their_times, fastrnn=our_times, rounds=len(rounds))
 
 
-def _check(
+def check(
     case: Case, theirs: Subject, ours: Subject, clock: Clock
 ) -> tuple[tuple[Times, Times], tuple[str, ...]]:
     """Calls each peer once; returns their times, and in words where their results differ."""
@@ -204,6 +209,8 @@ def _arithmetic(case: Case) -> str:
 
 def _flatten(outputs: Tensor | tuple[Any, ...]) -> list[Tensor]:
     """The tensors that a layer or a cell returns, in order."""
+    if isinstance(outputs, PackedSequence):
+        return [outputs.data]
     if isinstance(outputs, Tensor):
         return [outputs]
     return [tensor for part in outputs for tensor in _flatten(part)]
@@ -216,7 +223,8 @@ def _reduce(function: Callable[[list[float]], float], times: Iterable[Times]) ->
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Collects garbage before a measurement, and none during it."""
     gc.collect()
     gc.disable()
     try:

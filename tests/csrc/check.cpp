@@ -201,6 +201,37 @@ void check(const Shape &shape) {
   }
 }
 
+// A sequence has the same results, bit for bit, alone and in any batch, on any number of threads.
+void check_rows_alone(const Shape &shape) {
+  std::mt19937 random(3);
+  const Problem whole(shape, random);
+  Shape single = shape;
+  single.batch = 1;
+  for (const std::string &level : levels()) {
+    require(fastrnn_cpu_select_level(level.c_str()), "select_level");
+    const Results together = run<float>(whole, 2, false);
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      Problem alone(single, random);
+      const auto copy_row = [&](Input which, int64_t steps, int64_t width) {
+        for (int64_t t = 0; t < steps; ++t)
+          std::copy_n(whole.inputs[which].begin() + (t * shape.batch + b) * width, width,
+                      alone.inputs[which].begin() + t * width);
+      };
+      alone.inputs = whole.inputs;
+      copy_row(X, shape.steps, shape.input);
+      copy_row(H0, 1, shape.hidden);
+      if (shape.lstm()) copy_row(C0, 1, shape.hidden);
+      for (Input which : {X, H0, C0}) alone.inputs[which].resize(alone.input_size(which));
+      const Results results = run<float>(alone, 1, false);
+      for (int64_t t = 0; t < shape.steps; ++t)
+        for (int64_t j = 0; j < shape.hidden; ++j)
+          if (results.outputs[Y][t * shape.hidden + j] !=
+              together.outputs[Y][(t * shape.batch + b) * shape.hidden + j])
+            return fail(shape.name() + " " + level, "a row alone differs", double(b), 0);
+    }
+  }
+}
+
 // Calls with nothing to compute, and invalid calls.
 void check_interface() {
   const auto expect = [](const char *what, int got, int expected) {
@@ -249,6 +280,11 @@ int main() {
     check({cell, 2, 2, 3, 600, cell == FASTRNN_LSTM, true, true});
     ++shapes;
   }
+  for (int cell : {FASTRNN_LSTM, FASTRNN_GRU})
+    for (int64_t steps : {1, 2, 5}) {
+      check_rows_alone({cell, steps, 9, 40, 35, false, false, true});
+      ++shapes;
+    }
   shapes += check_pixels();
   check_grid();
   check_activations();

@@ -18,6 +18,7 @@ constexpr int64_t kChunkBytes = 512 << 10;  // of gate gradients per chunk and r
 constexpr int64_t kMinChunkRows = 64;       // fewer rows make inefficient products
 constexpr int64_t kMaxChunkRows = 1024;
 constexpr int64_t kNarrowGradient = 8;  // widest input for which dw_ih is stored transposed
+constexpr int64_t kFewRows = 12;        // so few do not pay for packing the weights
 
 template <class Cell, class S>
 class Backward : Share<S> {
@@ -39,25 +40,29 @@ class Backward : Share<S> {
   Backward(const Job &job, int thread, char *block)
       : Base(job, thread), arrays_(*job.backward), padded_hidden_(panels_ * lanes),
         input_panels_((I + lanes - 1) / lanes), padded_input_(input_panels_ * lanes),
-        narrow_(I <= kNarrowGradient), ld_x_(narrow_ ? I + 1 : padded_input_) {
+        packs_(walk_.batch * walk_.steps > kFewRows), narrow_(I <= kNarrowGradient),
+        ld_x_(narrow_ ? I + 1 : padded_input_) {
     const int64_t sequences = this->max_sequences();
     int64_t chunk = kChunkBytes / (kBlocks * padded_hidden_ * int64_t(sizeof(C)));
     chunk = chunk < kMinChunkRows ? kMinChunkRows : chunk > kMaxChunkRows ? kMaxChunkRows : chunk;
     const int64_t steps = chunk / sequences;
     chunk_steps_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows = chunk_steps_ * sequences;
+    in_place_ = job.grid.row_groups == 1 &&
+                (std::is_same_v<S, C> || chunk_steps_ == walk_.steps);  // sums are not in bfloat16
 
     Arena arena(block);
-    w_hh_ = arena.take<C>(panels_ * G * H * lanes);
-    w_ih_ = arena.take<C>(arrays_.dx ? input_panels_ * G * H * lanes : 0);
+    w_hh_ = arena.take<C>(packs_ ? panels_ * G * H * lanes : 0);
+    w_ih_ = arena.take<C>(packs_ && arrays_.dx ? input_panels_ * G * H * lanes : 0);
     dh_ = arena.take<C>(walk_.batch * padded_hidden_);
     dc_ = arena.take<C>(Cell::kHasCell ? walk_.batch * padded_hidden_ : 0);
     for (int g = 0; g < job.grid.row_groups; ++g) {
       GroupScratch group;
       group.d = arena.take<C>(rows * kBlocks * padded_hidden_);
-      group.dw_hh = arena.take<C>(G * H * padded_hidden_);
-      group.dw_ih =
-          arena.take<C>(narrow_ ? (I + 1) * kBlocks * padded_hidden_ : G * H * padded_input_);
+      group.dw_hh = arena.take<C>(in_place_ ? 0 : G * H * padded_hidden_);
+      group.dw_ih = arena.take<C>(narrow_     ? (I + 1) * kBlocks * padded_hidden_
+                                  : in_place_ ? 0
+                                              : G * H * padded_input_);
       group.db = narrow_ ? group.dw_ih + I * kBlocks * padded_hidden_
                          : arena.take<C>(kBlocks * padded_hidden_);
       if (g == 0) first_group_ = group;
@@ -78,7 +83,7 @@ class Backward : Share<S> {
   }
 
   void run() {
-    pack();
+    if (packs_) pack();
     load_states();
     clear();
     this->barrier_all();
@@ -86,7 +91,7 @@ class Backward : Share<S> {
       const int64_t first = end > chunk_steps_ ? end - chunk_steps_ : 0;
       int64_t n = 0;
       for (int64_t s = end - 1; s >= first; --s) n += step(s, n);
-      weight_gradients(n);
+      weight_gradients(n, end == walk_.steps);
       if (arrays_.dx) input_gradients(n);
       this->barrier_group();  // the next chunk overwrites what other threads may still read
       end = first;
@@ -138,9 +143,12 @@ class Backward : Share<S> {
 
   // Zeroes the sums, a share per thread of the group, and sets the constant parts of scratch.
   void clear() {
-    clear_share(group_.dw_hh, G * H * padded_hidden_);
-    clear_share(group_.dw_ih, narrow_ ? (I + 1) * kBlocks * padded_hidden_ : G * H * padded_input_);
-    if (!narrow_) clear_share(group_.db, kBlocks * padded_hidden_);
+    if (!in_place_) clear_share(group_.dw_hh, G * H * padded_hidden_);
+    if (narrow_)
+      clear_share(group_.dw_ih, (I + 1) * kBlocks * padded_hidden_);
+    else
+      clear_share(group_.db, kBlocks * padded_hidden_);
+    if (!narrow_ && !in_place_) clear_share(group_.dw_ih, G * H * padded_input_);
     memset(own_.h, 0, size_t(chunk_rows_ * padded_hidden_) * sizeof(C));
     memset(own_.x, 0, size_t(chunk_rows_ * ld_x_) * sizeof(C));
     for (int64_t r = 0; r < chunk_rows_; ++r) (narrow_ ? own_.x[r * ld_x_ + I] : own_.ones[r]) = 1;
@@ -171,14 +179,25 @@ class Backward : Share<S> {
                 group_.d + (n + r) * kBlocks * padded_hidden_);
     }
     this->barrier_group();
-    Product<C, false>{dh_ + batch_begin_ * padded_hidden_ + panel_begin_ * lanes,
+    C *dh = dh_ + batch_begin_ * padded_hidden_ + panel_begin_ * lanes;
+    const C *d = group_.d + n * kBlocks * padded_hidden_;
+    if (!packs_) {
+      for (int g = 0; g < G; ++g)
+        add_product(
+            dh, padded_hidden_, d + g * padded_hidden_, kBlocks * padded_hidden_,
+            static_cast<const S *>(arrays_.w_hh) + Cell::recurrent_block(g) * H * H + first_unit(),
+            H, count, units(), H);
+      return count;
+    }
+    Product<C, false>{dh,
                       padded_hidden_,
-                      !Cell::kHasCell,
-                      {group_.d + n * kBlocks * padded_hidden_, kBlocks * padded_hidden_},
+                      true,
+                      {d, kBlocks * padded_hidden_},
                       {w_hh_ + panel_begin_ * G * H * lanes, lanes, G * H * lanes},
                       count,
                       panel_end_ - panel_begin_,
                       H,
+                      lanes,
                       G,
                       padded_hidden_,
                       H * lanes}
@@ -208,32 +227,18 @@ class Backward : Share<S> {
     }
   }
 
-  // Adds the n rows of the chunk to the sums. Each thread of a group handles its own hidden units.
-  void weight_gradients(int64_t n) {
-    const int64_t unit0 = panel_begin_ * lanes,
-                  unit1 = panel_end_ * lanes < H ? panel_end_ * lanes : H;
-    const int64_t units = unit1 - unit0, ld = kBlocks * padded_hidden_;
-    for (int g = 0; g < G; ++g) {
-      Product<C, true>{group_.dw_hh + (g * H + unit0) * padded_hidden_,
-                       padded_hidden_,
-                       true,
-                       {group_.d + g * padded_hidden_ + unit0, ld},
-                       {own_.h, padded_hidden_, lanes},
-                       units,
-                       panels_,
-                       n}
-          .run();
-      if (!narrow_)
-        Product<C, true>{group_.dw_ih + (g * H + unit0) * padded_input_,
-                         padded_input_,
-                         true,
-                         {group_.d + (kInputBlock + g) * padded_hidden_ + unit0, ld},
-                         {own_.x, padded_input_, lanes},
-                         units,
-                         input_panels_,
-                         n}
-            .run();
-    }
+  // The part of each gate's hidden units that this thread handles.
+  int64_t first_unit() const { return panel_begin_ * lanes; }
+  int64_t units() const { return (panel_end_ * lanes < H ? panel_end_ * lanes : H) - first_unit(); }
+
+  // Adds the n rows of the chunk to the sums; in place, the first chunk starts them.
+  void weight_gradients(int64_t n, bool first) {
+    const int64_t unit0 = first_unit(), ld = kBlocks * padded_hidden_;
+    if (in_place_)
+      add_weights(static_cast<S *>(arrays_.dw_hh), H, static_cast<S *>(arrays_.dw_ih), I, n,
+                  !first);
+    else
+      add_weights(group_.dw_hh, padded_hidden_, group_.dw_ih, padded_input_, n, true);
     for (int g = 0; g < kBlocks; ++g) {
       const Rhs<C> d{group_.d + g * padded_hidden_ + unit0, ld, lanes};
       const int64_t panels = panel_end_ - panel_begin_;
@@ -254,21 +259,55 @@ class Backward : Share<S> {
     }
   }
 
+  // Adds products over n rows to dw_hh [G*H, H] and, unless it is stored transposed, to
+  // dw_ih [G*H, I], whose rows are ld_hh and ld_ih apart; or stores them.
+  template <class Out>
+  void add_weights(Out *dw_hh, int64_t ld_hh, Out *dw_ih, int64_t ld_ih, int64_t n,
+                   bool accumulate) const {
+    const int64_t ld = kBlocks * padded_hidden_;
+    const C *d = group_.d + first_unit();
+    for (int g = 0; g < G; ++g) {
+      const int block = in_place_ ? Cell::recurrent_block(g) : g;
+      Product<C, true, Out>{dw_hh + (block * H + first_unit()) * ld_hh,
+                            ld_hh,
+                            accumulate,
+                            {d + g * padded_hidden_, ld},
+                            {own_.h, padded_hidden_, lanes},
+                            units(),
+                            panels_,
+                            n,
+                            ld_hh - (panels_ - 1) * lanes}
+          .run();
+      if (!narrow_)
+        Product<C, true, Out>{dw_ih + (g * H + first_unit()) * ld_ih,
+                              ld_ih,
+                              accumulate,
+                              {d + (kInputBlock + g) * padded_hidden_, ld},
+                              {own_.x, padded_input_, lanes},
+                              units(),
+                              input_panels_,
+                              n,
+                              ld_ih - (input_panels_ - 1) * lanes}
+            .run();
+    }
+  }
+
   void input_gradients(int64_t n) {
     const int64_t from = n * column_ / columns_, to = n * (column_ + 1) / columns_;
     const int64_t ld = kBlocks * padded_hidden_;
-    Product<C, false>{own_.dx,
-                      padded_input_,
-                      false,
-                      {group_.d + from * ld + kInputBlock * padded_hidden_, ld},
-                      {w_ih_, lanes, G * H * lanes},
-                      to - from,
-                      input_panels_,
-                      H,
-                      G,
-                      padded_hidden_,
-                      H * lanes}
-        .run();
+    const C *d = group_.d + from * ld + kInputBlock * padded_hidden_;
+    if (packs_)
+      Product<C, false>{
+          own_.dx,        padded_input_, false, {d, ld}, {w_ih_, lanes, G * H * lanes},
+          to - from,      input_panels_, H,     lanes,   G,
+          padded_hidden_, H * lanes}
+          .run();
+    else {
+      memset(own_.dx, 0, size_t((to - from) * padded_input_) * sizeof(C));
+      for (int g = 0; g < G; ++g)
+        add_product(own_.dx, padded_input_, d + g * padded_hidden_, ld,
+                    static_cast<const S *>(arrays_.w_ih) + g * H * I, I, to - from, I, H);
+    }
     for (int64_t r = from; r < to; ++r)
       for (int64_t p = 0; p < input_panels_; ++p)
         store_n(static_cast<S *>(arrays_.dx) + own_.row[r] * I + p * lanes,
@@ -285,7 +324,7 @@ class Backward : Share<S> {
     for (int g = 0; g < G; ++g) {
       const int to = Cell::recurrent_block(g);
       for (int64_t k = unit0; k < unit1; ++k) {
-        for (int64_t p = 0; p < panels_; ++p)
+        for (int64_t p = 0; p < panels_ && !in_place_; ++p)
           store_n(dw_hh + (to * H + k) * H + p * lanes,
                   sum(first_group_.dw_hh + (g * H + k) * padded_hidden_ + p * lanes), units_in(p));
         const int64_t column = (kInputBlock + g) * padded_hidden_ + k;
@@ -294,7 +333,7 @@ class Backward : Share<S> {
             narrow_to(dw_ih + (g * H + k) * I + j,
                       first_group_.dw_ih + j * kBlocks * padded_hidden_ + column);
         else
-          for (int64_t p = 0; p < input_panels_; ++p)
+          for (int64_t p = 0; p < input_panels_ && !in_place_; ++p)
             store_n(dw_ih + (g * H + k) * I + p * lanes,
                     sum(first_group_.dw_ih + (g * H + k) * padded_input_ + p * lanes),
                     I - p * lanes);
@@ -316,8 +355,8 @@ class Backward : Share<S> {
 
   struct GroupScratch {
     C *d;      // [chunk rows][4][padded_hidden]: gate gradients
-    C *dw_hh;  // [G*H][padded_hidden]
-    C *dw_ih;  // [G*H][padded_input]; narrow: [I + 1][4][padded_hidden], last row: biases
+    C *dw_hh;  // [G*H][padded_hidden], unless in place
+    C *dw_ih;  // the same with padded_input; narrow: [I + 1][4][padded_hidden], last row: biases
     C *db;     // [4][padded_hidden]
   };
   struct ThreadScratch {
@@ -330,8 +369,10 @@ class Backward : Share<S> {
 
   const fastrnn_backward_arrays arrays_;
   const int64_t padded_hidden_, input_panels_, padded_input_;
+  const bool packs_;  // the weights, which are otherwise read as they lie
   const bool narrow_;
   const int64_t ld_x_;
+  bool in_place_;  // whether gradients of weights are summed in the caller's arrays
   int64_t chunk_steps_, chunk_rows_, group_distance_ = 0;
   size_t used_;
   C *w_hh_, *w_ih_, *dh_, *dc_;  // shared by all threads

@@ -5,6 +5,8 @@
 
 namespace fastrnn::FASTRNN_LEVEL {
 
+constexpr int64_t kSmallOperand = 16 << 10;  // bytes of a matrix that stays in the L1 cache
+
 template <int N>
 struct Int {
   static constexpr int value = N;
@@ -75,47 +77,87 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Lhs<C, Transposed> a, Rhs<C> b
 
 // out[i, v] = sum over k of a(i, k) * b(k, v), for `rows` rows i and `vectors` vectors v; added to
 // out if `accumulate`. k runs over `segments` segments of length `depth`, which start a_segment
-// columns of a and b_segment elements of b apart.
-template <class C, bool Transposed>
+// columns of a and b_segment elements of b apart. The last vector of each row of out has `last`
+// elements.
+template <class C, bool Transposed, class Out = C>
 struct Product {
-  C *out;
+  Out *out;
   int64_t ld_out;
   bool accumulate;
   Lhs<C, Transposed> a;
   Rhs<C> b;
   int64_t rows, vectors, depth;
+  int64_t last = kLanes<C>;
   int segments = 1;
   int64_t a_segment = 0, b_segment = 0;
 
   template <int R, int V>
   FASTRNN_INLINE void tile(int64_t row, int64_t v0) const {
-    C *o = out + row * ld_out + v0 * kLanes<C>;
+    Out *o = out + row * ld_out + v0 * kLanes<C>;
+    const int64_t end = v0 + V == vectors ? last : kLanes<C>;  // elements of the tile's last vector
     Vec<C> acc[R][V] = {};
     if (accumulate)
-      for (int i = 0; i < R; ++i)
-        for (int v = 0; v < V; ++v) acc[i][v] = load(o + i * ld_out + v * kLanes<C>);
+      for (int i = 0; i < R; ++i) {
+        for (int v = 0; v < V - 1; ++v) acc[i][v] = load(o + i * ld_out + v * kLanes<C>);
+        acc[i][V - 1] = load_n(o + i * ld_out + (V - 1) * kLanes<C>, end);
+      }
     for (int s = 0; s < segments; ++s)
       multiply(acc, a.from(row, s * a_segment),
                Rhs<C>{b.data + v0 * b.vector + s * b_segment, b.row, b.vector}, depth);
-    for (int i = 0; i < R; ++i)
-      for (int v = 0; v < V; ++v) store(o + i * ld_out + v * kLanes<C>, acc[i][v]);
-  }
-
-  // The outer loop goes over blocks of the right-hand operand: a block stays in cache for all rows.
-  __attribute__((noinline)) void run() const {
-    if (depth < 1) return;
-    constexpr int kWidest = 4;
-    for (int64_t v0 = 0; v0 < vectors;) {
-      const int64_t remaining = vectors - v0;
-      const int width = int(remaining < kWidest ? remaining : kWidest);
-      with_constant<kWidest>(width, [&](auto w) {
-        constexpr int V = decltype(w)::value;
-        for_tiles<tile_rows(V)>(
-            rows, [&](auto height, int64_t row) { tile<decltype(height)::value, V>(row, v0); });
-      });
-      v0 += width;
+    for (int i = 0; i < R; ++i) {
+      for (int v = 0; v < V - 1; ++v) store(o + i * ld_out + v * kLanes<C>, acc[i][v]);
+      store_n(o + i * ld_out + (V - 1) * kLanes<C>, acc[i][V - 1], end);
     }
   }
+
+  // Calls f(Int<width>, first vector) for blocks of the right-hand operand.
+  template <class F>
+  FASTRNN_INLINE void for_blocks(F &&f) const {
+    constexpr int kWidest = 4;
+    for (int64_t v0 = 0; v0 < vectors; v0 += kWidest)
+      with_constant<kWidest>(int(vectors - v0 < kWidest ? vectors - v0 : kWidest),
+                             [&](auto width) { f(width, v0); });
+  }
+
+  // A small right-hand operand stays in cache, and out is then written row by row. Of a large one,
+  // a block stays in cache for all rows.
+  __attribute__((noinline)) void run() const {
+    if (depth < 1) return;
+    if (depth * segments * vectors * int64_t(sizeof(Vec<C>)) <= kSmallOperand)
+      for_tiles<tile_rows(4)>(rows, [&](auto height, int64_t row) {
+        for_blocks([&](auto width, int64_t v0) {
+          tile<decltype(height)::value, decltype(width)::value>(row, v0);
+        });
+      });
+    else
+      for_blocks([&](auto width, int64_t v0) {
+        for_tiles<tile_rows(decltype(width)::value)>(rows, [&](auto height, int64_t row) {
+          tile<decltype(height)::value, decltype(width)::value>(row, v0);
+        });
+      });
+  }
 };
+
+// out[i, j] += sum over k of a[i, k] * b[k, j], for j < width, with few rows i. It reads b row by
+// row, as it lies in memory.
+template <class C, class S>
+__attribute__((noinline)) void add_product(C *out, int64_t ld_out, const C *a, int64_t ld_a,
+                                           const S *b, int64_t ld_b, int64_t rows, int64_t width,
+                                           int64_t depth) {
+  for (int64_t k = 0; k < depth; k += 8)
+    with_constant<8>(int(depth - k < 8 ? depth - k : 8), [&](auto count) {
+      constexpr int K = decltype(count)::value;
+      for (int64_t j = 0; j < width; j += kLanes<C>) {
+        const int64_t n = width - j;
+        Vec<C> w[K];
+        for (int q = 0; q < K; ++q) w[q] = load_n(b + (k + q) * ld_b + j, n);
+        for (int64_t i = 0; i < rows; ++i) {
+          Vec<C> sum = load_n(out + i * ld_out + j, n);
+          for (int q = 0; q < K; ++q) sum += a[i * ld_a + k + q] * w[q];
+          store_n(out + i * ld_out + j, sum, n);
+        }
+      }
+    });
+}
 
 }  // namespace fastrnn::FASTRNN_LEVEL
