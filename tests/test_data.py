@@ -18,6 +18,7 @@ import torch
 from torchvision.datasets import MNIST
 
 from fastrnn.tasks import data, downloads
+from fastrnn.training.errors import DataError
 
 TRAIN, TEST = 5010, 20  # images of the imitation below; its validation set is the first 5,000
 
@@ -114,7 +115,7 @@ def test_a_damaged_file_is_named_with_the_remedy(folder: Path, damage) -> None:
         path = path.with_name("train-images-idx3-ubyte.gz")
     damage(path)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(data.DataError) as error:
+    with pytest.raises(DataError) as error:
         data.load("mnist", folder)
     message = str(error.value)
     assert path.stem in message
@@ -133,7 +134,7 @@ def test_auto_takes_digits_where_there_is_no_mnist(tmp_path: Path) -> None:
 
 
 def test_mnist_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(data.DataError, match="fastrnn download mnist"):
+    with pytest.raises(DataError, match="fastrnn download mnist"):
         data.load("mnist", tmp_path)
 
 
@@ -166,7 +167,9 @@ def mirror(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Itera
     """A mirror on this machine that torchvision's list of mirrors and checksums names."""
 
     class Mirror(_Mirror):
-        packed = {f"{name}.gz": gzip.compress(c, 1, mtime=0) for name, c in contents.items()}
+        packed: ClassVar = {
+            f"{name}.gz": gzip.compress(c, 1, mtime=0) for name, c in contents.items()
+        }
         asked: ClassVar[list[str | None]] = []
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
@@ -192,9 +195,9 @@ def test_a_download_that_broke_off_goes_on_where_it_stopped(folder: Path, mirror
     raw = folder / "MNIST" / "raw"
     (raw / "t10k-images-idx3-ubyte.gz").unlink()
     mirror.most = 5000
-    with pytest.raises(data.DataError, match="ended after 5000 of .* goes on where it stopped"):
+    with pytest.raises(DataError, match=r"ended after 5000 of .* goes on where it stopped"):
         downloads.fetch(raw, data.MNIST_FILES)
-    with pytest.raises(data.DataError, match="t10k-images"):
+    with pytest.raises(DataError, match="t10k-images"):
         data.load("mnist", folder)
     mirror.most = 1 << 30
     assert downloads.fetch(raw, data.MNIST_FILES)
@@ -207,7 +210,7 @@ def test_a_download_with_the_wrong_content_is_not_kept(folder: Path, mirror) -> 
     raw = folder / "MNIST" / "raw"
     (raw / "t10k-labels-idx1-ubyte.gz").unlink()
     mirror.packed["t10k-labels-idx1-ubyte.gz"] = b"<html>log in</html>"
-    with pytest.raises(data.DataError, match="its MD5 differs"):
+    with pytest.raises(DataError, match="its MD5 differs"):
         downloads.fetch(raw, data.MNIST_FILES)
     assert not [path for path in raw.iterdir() if "t10k-labels" in path.name]
 
@@ -225,7 +228,7 @@ def test_a_failed_download_is_reported_in_one_line(
     with socket.socket() as closed:  # bound, and nobody listens
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{closed.getsockname()[1]}/"])
-        with pytest.raises(data.DataError, match=r"^[^\n]*refused[^\n]*by hand$") as error:
+        with pytest.raises(DataError, match=r"^[^\n]*refused[^\n]*by hand$") as error:
             data.load("mnist", tmp_path / "MNIST" / "raw", download=True)
     assert f"into {tmp_path / 'MNIST' / 'raw'} by hand" in str(error.value)
 
@@ -249,7 +252,7 @@ def test_what_is_no_file_or_far_too_large_is_refused_at_once(folder: Path, hosti
     path = folder / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
     hostile(path)
     tracemalloc.start()
-    with pytest.raises(data.DataError, match="train-images"):
+    with pytest.raises(DataError, match="train-images"):
         data.load("mnist", folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -263,7 +266,7 @@ def test_a_folder_that_cannot_be_searched_is_named(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "exists", deny)  # chmod does not stop root, whom CI may run as
-    with pytest.raises(data.DataError, match="make it readable"):
+    with pytest.raises(DataError, match="make it readable"):
         data.load("auto", tmp_path)
 
 

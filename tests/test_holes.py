@@ -1,5 +1,9 @@
 """Images with holes: where they are made, and what a file of the user's may hold."""
 
+import io
+import os
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 import torch
 
 from fastrnn.tasks import holes
-from fastrnn.tasks.data import DataError
+from fastrnn.training.errors import DataError
 
 TRUTH = (torch.arange(5000 * 9) % 2).view(5000, 9).to(torch.uint8)
 
@@ -49,6 +53,18 @@ def _changed(place, value):
     array = _array(np.float64)
     array[place] = value
     return array
+
+
+def _as_uint8(array):
+    return array.astype(np.uint8)  # -1 becomes 255
+
+
+def _header(shape):
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        content, {"descr": "|i1", "fortran_order": False, "shape": shape}
+    )
+    return content.getvalue()
 
 
 class TestFile:
@@ -101,6 +117,61 @@ class TestFile:
             archive.writestr("notes.txt", "-1 0 1")
         with pytest.raises(DataError, match="holds no array; expected one"):
             holes.read(tmp_path / "holes.npz", 4)
+
+    @pytest.mark.parametrize(
+        "change",
+        [np.asfortranarray, lambda a: a.astype(">i4"), lambda a: a.astype("<f2"), _as_uint8],
+        ids=["Fortran order", "big-endian", "float16", "uint8, with 255 for -1"],
+    )
+    def test_of_an_unusual_kind_is_as_good(self, tmp_path, change):
+        np.save(tmp_path / "holes.npy", change(_array()))
+        assert np.array_equal(holes.read(tmp_path / "holes.npy", 4).array(), _array())
+
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize(
+        "header",
+        [
+            "{'descr': '|i1', 'fortran_order': False, 'shape': (2, 3, 4)",
+            "{'descr': '|i1', 'fortran_order': False, 'shape': (2, 99999999999, 4)}",
+            "{'descr': '|i1', 'fortran_order': False, 'shape': (2, -3, 4)}",
+            "{'descr': '|V9999999999', 'fortran_order': False, 'shape': (2, 3, 4)}",
+            "{[]: 1}",
+            "array",
+            "(" * 5000,
+        ],
+        ids=lambda text: text[:12] + text[-12:],
+    )
+    def test_a_header_that_is_odd_or_promises_too_much_is_refused(self, tmp_path, header, packed):
+        content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header.encode()
+        path = tmp_path / ("holes.npz" if packed else "holes.npy")
+        if packed:
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("a.npy", content + b"\n" + bytes(24))
+        else:
+            path.write_bytes(content + b"\n" + bytes(24))
+        with pytest.raises(DataError, match=r"^[^\n]*holes.np[^\n]*$"):
+            holes.read(path, 4)
+
+    def test_an_archive_that_unpacks_to_much_is_refused_by_its_header(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "holes.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", _header((2, 1 << 24, 5)) + bytes(1 << 24))
+        tracemalloc.start()
+        with pytest.raises(DataError, match=r"has shape \[2, 16777216, 5\]"):
+            holes.read(tmp_path / "holes.npz", 4)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 22
+
+    @pytest.mark.parametrize("kind", ["a named pipe", "a folder", "a device"])
+    def test_what_is_no_file_is_refused_for_what_it_is(self, tmp_path, kind):
+        path = tmp_path / "holes.npy"
+        {
+            "a named pipe": lambda: os.mkfifo(path),
+            "a folder": path.mkdir,
+            "a device": lambda: path.symlink_to("/dev/zero"),
+        }[kind]()
+        with pytest.raises(DataError, match=f"it is {kind}, not a file"):
+            holes.read(path, 4)
 
     def test_a_damaged_archive_is_refused(self, tmp_path):
         np.savez_compressed(tmp_path / "holes.npz", np.tile(_array(), (1, 200, 1)))

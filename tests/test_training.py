@@ -237,7 +237,7 @@ class TestFolder:
             Run.open(tmp_path)
 
     def test_without_config_is_no_run(self, tmp_path):
-        with pytest.raises(RunError, match="is not a run: there is no config.json"):
+        with pytest.raises(RunError, match=r"is not a run: there is no config\.json"):
             Run.open(tmp_path)
 
     def test_a_write_that_fails_leaves_the_old_file(self, tmp_path, monkeypatch):
@@ -282,7 +282,7 @@ class TestCheckpoint:
             State(TASK.model(TINY, dataset)).load(tmp_path)
 
     def test_that_is_not_there_is_said_to_be_missing(self, tmp_path, dataset):
-        with pytest.raises(RunError, match="there is no .*last.safetensors"):
+        with pytest.raises(RunError, match=r"there is no .*last\.safetensors"):
             State(TASK.model(TINY, dataset)).load(tmp_path / "last.safetensors")
 
 
@@ -303,7 +303,9 @@ class _Stopping:
 
 
 class TestResume:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+    @pytest.mark.parametrize(
+        "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name
+    )
     @pytest.mark.parametrize("call", [1, 2, 4, 9, 13], ids=lambda n: f"call {n}")
     def test_after_a_signal_goes_on_bit_for_bit(self, tmp_path, dataset, undisturbed, call, number):
         """An epoch has three steps and a validation (call 4); call 13 is in the final test."""

@@ -19,6 +19,10 @@ TASKS_PACKAGES = ("matplotlib", "rich", "safetensors", "sklearn", "torchvision",
 
 def main() -> None:
     """The console script. An error that the user can fix is one line on stderr, exit status 2."""
+    if sys.argv[1:2] == ["run"] and sys.argv[2:3] != ["--help"]:
+        from fastrnn.cli import program
+
+        program.main(sys.argv[2:])  # whose signals, output and errors are its own
     from fastrnn.training import distributed, interrupts
     from fastrnn.training.errors import RunError
 
@@ -40,9 +44,8 @@ def main() -> None:
 
 def _run() -> int:
     """Runs the command that sys.argv asks for; its exit status."""
-    from fastrnn.tasks.downloads import DataError
     from fastrnn.training.config import ConfigError
-    from fastrnn.training.errors import RunError
+    from fastrnn.training.errors import DataError, RunError
 
     try:
         import typer

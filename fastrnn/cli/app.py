@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fastrnn import backends
+from fastrnn.cli import program
 from fastrnn.cli.complete import complete
 from fastrnn.cli.download import download
 from fastrnn.cli.evaluate import evaluate
@@ -23,6 +24,24 @@ app = typer.Typer(
 )
 for command in (train, evaluate, complete, inpaint, verify, download, presets, info):
     app.command()(command)
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "allow_interspersed_args": False,
+        "ignore_unknown_options": True,
+    }
+)
+def run(
+    context: typer.Context,
+    script: Annotated[str, typer.Argument(help="The program; its own arguments follow.")] = "",
+    module: Annotated[
+        bool, typer.Option("-m", help="SCRIPT is a module's name, as for python -m.")
+    ] = False,
+) -> None:
+    """Run a Python program whose torch.nn layers use fastrnn's kernels."""
+    program.main([*["-m"] * module, *[script] * bool(script), *context.args])
 
 
 def _print_version(wanted: bool) -> None:

@@ -47,7 +47,10 @@ def open_run(
         RunError: the folder holds no run, or its config.json is damaged.
     """
     run = distributed.broadcast(Run.open(folder) if distributed.first() else Run(folder))
-    task = tasks.get(run.content["task"])
+    try:
+        task = tasks.get(run.content["task"])
+    except ConfigError as error:
+        raise RunError(f"{folder / 'config.json'} is of no task of ours: {error}") from None
     older = "format" not in run.content
     try:
         config = PixelConfig.from_json(run.content["settings"], older=older)

@@ -10,8 +10,8 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.lib import format as npy
 
-from fastrnn.tasks.downloads import DataError
 from fastrnn.training import checksums, files, reading
+from fastrnn.training.errors import DataError
 
 MOST = 1 << 30  # bytes of an array
 _MOST_HEADER = 1 << 14

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastrnn.tasks import downloads
-from fastrnn.tasks.downloads import DataError
 from fastrnn.training import reading
+from fastrnn.training.errors import DataError
 
 # MNIST's files and the MD5 of their unpacked content.
 MNIST_FILES = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from fastrnn.training import files, reading
-from fastrnn.training.errors import RunError
+from fastrnn.training.errors import DataError, RunError
 
 BYTES = 11_594_722  # of the four files, packed
 TIMEOUT_S = 20  # without a byte
@@ -28,10 +28,6 @@ _NETWORK = (
 )
 _BLOCK = 1 << 16
 _LARGEST = 1 << 26  # bytes of a file
-
-
-class DataError(Exception):
-    """A dataset or file is missing or damaged; the message is one line: what is wrong, the fix."""
 
 
 Show = Callable[[int], None]  # how many bytes of all files are there

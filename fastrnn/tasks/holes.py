@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.tasks import arrays
-from fastrnn.tasks.downloads import DataError
+from fastrnn.training.errors import DataError
 
 SIDES = {"pixel": 1, "square": 2}  # of a generated hole, in pixels, by kind
 SPREAD = 3 / 28  # standard deviation of a hole's place, as a share of the image's side

@@ -1,4 +1,8 @@
-"""What a training or its files can fail with."""
+"""What a training, its data or its files can fail with."""
+
+
+class DataError(Exception):
+    """A dataset or file is missing or damaged; the message is one line: what is wrong, the fix."""
 
 
 class RunError(Exception):

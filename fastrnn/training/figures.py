@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ def save(figure: Figure, path: Path) -> None:
 
 def draw(make: Callable[[], Figure], path: Path, warn: Callable[[str], None]) -> None:
     """Makes a figure and writes it; whatever fails is a warning, for no result depends on it."""
+    # That its cache cannot be written costs time alone.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         path.parent.mkdir(exist_ok=True)
         save(make(), path)

@@ -143,7 +143,10 @@ class Run:
                 raise RunError(f"{path} has no checksum: it is not of this run")
             return
         if stored.get("id") != own.get("id"):
-            raise RunError(f"{path} belongs to another run: copy the right one back")
+            raise RunError(
+                f"{path} belongs to another run, {stored.get('id')}; this one's config.json says "
+                f"{own.get('id')}: copy the right file back"
+            )
         pairs = {
             **{k: (stored.get(k), own.get(k)) for k in {*stored, *own} - {"settings"}},
             **{
