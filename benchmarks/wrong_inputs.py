@@ -145,7 +145,8 @@ def _arguments(place: Path, run: Path, draw: random.Random) -> list[str]:
         bad = _odd_folder(place, run, draw)
         if command == "train":
             return ["train", "pixel-prediction", "--resume", bad]
-        return [command, bad]
+        few = {"complete": ["--images", "2", "--pixels", "4"], "inpaint": ["--images", "2"]}
+        return [command, bad, *few.get(command, [])]
     if command == "verify":
         return ["verify", draw.choice(NAMES)]
     base = ["train", "pixel-prediction", *SMALL] if command == "train" else [command, str(run)]
