@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrnn import backends, choice, functional
+from fastrnn import backends, choice, functional, inference
 from fastrnn._compat import (
     composite,
     has_dispatch_mode,
@@ -212,6 +212,33 @@ def _function(cell: str) -> Callable[..., Any]:
     return not_compiled(function)
 
 
+@functools.cache
+def _step_function(cell: str) -> Callable[..., Any]:
+    """What torch.nn's cells call in eager mode."""
+    original, count = layer_function(f"{cell}_cell"), 2 if cell == "lstm" else 1
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if choice.in_graph() or kwargs or len(args) != 6:
+            return original(*args, **kwargs)
+        input, hx, *weights = args
+        states = tuple(hx) if isinstance(hx, list | tuple) else (hx,)
+        given = [w for w in weights if w is not None]
+        if len(states) != count or not _PLAIN.issuperset(map(type, (input, *states, *given))):
+            return original(*args)
+        found = inference.run(cell, input, states, given, weights[2] is not None, 1, False)
+        if found is None:
+            return original(*args)
+        return tuple(found) if count == 2 else found[0]
+
+    return not_compiled(function)
+
+
+def _functions() -> dict[str, Callable[..., Any]]:
+    """What torch.nn's modules call in eager mode while torch is patched, by torch's names."""
+    steps = {f"{cell}_cell": _step_function(cell) for cell in CELLS}
+    return {cell: _function(cell) for cell in CELLS} | steps
+
+
 # ---- patching and its undoing
 
 
@@ -243,8 +270,8 @@ def patch_torch() -> Patch:
         if _library is None:
             _library = _register()
         if _depth == 0:
-            for cell in CELLS:
-                replace_layer_function(cell, _function(cell))
+            for name, function in _functions().items():
+                replace_layer_function(name, function)
             _log.info(
                 "torch is patched: %s on CPUs and GPUs run on fastrnn's kernels",
                 ", ".join(f"aten::{operator}" for operator in OPERATORS),
@@ -265,8 +292,8 @@ def unpatch_torch() -> None:
             return
         _depth -= 1
         if _depth == 0:
-            for cell in CELLS:
-                restore_layer_function(cell)
+            for name in _functions():
+                restore_layer_function(name)
             _remove()
 
 
@@ -282,7 +309,7 @@ def _register() -> torch.library.Library:
         for key in KEYS
         if has_kernel(operator, key)
     ]
-    taken += [f"torch._VF.{cell}" for cell in CELLS if layer_function_is_replaced(cell)]
+    taken += [f"torch._VF.{cell}" for cell in _functions() if layer_function_is_replaced(cell)]
     if taken:
         raise RuntimeError(
             f"torch cannot be patched: something else in this process has replaced "

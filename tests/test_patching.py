@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn import _compat, backends, functional, patching
+from fastrnn import _compat, backends, functional, inference, patching
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -112,6 +112,29 @@ def test_the_same_numbers_and_afterwards_the_same_bits(
             close(module(x), inference)
     assert calls == [name.lower()] * 3
     assert all(map(torch.equal, results(module, x), before))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
+def test_cells(name: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    run, ours = inference.run, []
+
+    def noted(*args: Any) -> Any:
+        ours.append(run(*args))
+        return ours[-1]
+
+    monkeypatch.setattr(inference, "run", noted)
+    cell, x = getattr(nn, name)(5, 16, bias), torch.randn(3, 5)
+    wanted = cell(x)
+    with fastrnn.patch_torch():
+        for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            with mode():
+                found = cell(x)
+            close(found, wanted)
+        assert [states is None for states in ours] == [True, False, False]
+        with pytest.raises(RuntimeError, match="input"):
+            cell(torch.randn(3, 6))
 
 
 def test_a_projected_layer_stays_torchs(calls: list[str]) -> None:

@@ -10,8 +10,6 @@ import types
 from pathlib import Path
 from types import TracebackType
 
-import fastrnn
-
 USAGE = "expected a script, or -m and a module: fastrnn run SCRIPT [ARGS...]"
 
 
@@ -30,10 +28,12 @@ def execute(arguments: list[str]) -> int:
         print(f"fastrnn: run: {USAGE}", file=sys.stderr)
         return 2
     name = arguments[0]
-    path = Path(name)
+    path = Path(name).absolute()
     if not as_module and not path.exists():
         print(f"fastrnn: run: can't open file {name!r}: No such file", file=sys.stderr)
         return 2
+    import fastrnn  # takes a second or two
+
     fastrnn.patch_torch()
     sys.argv = arguments
     try:
@@ -42,12 +42,16 @@ def execute(arguments: list[str]) -> int:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         elif path.is_dir() or path.suffix in (".zip", ".pyz"):
             del sys.path[0]  # runpy puts the program's own in its place
-            runpy.run_path(name, run_name="__main__")
+            runpy.run_path(str(path), run_name="__main__")
         else:
             sys.path[0] = str(path.resolve().parent)
             _run_script(path)
     except Exception as error:
-        sys.excepthook(type(error), error, _without_ours(error.__traceback__))
+        trace = _without_ours(error.__traceback__)
+        if as_module and trace is None and isinstance(error, ImportError):
+            print(f"fastrnn: run: {error}", file=sys.stderr)
+        else:
+            sys.excepthook(type(error), error.with_traceback(trace), trace)
         return 1
     return 0
 
@@ -61,7 +65,7 @@ def _run_script(path: Path) -> None:
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from the program's first frame on; all of it if the program never started."""
+    """A traceback from the program's first frame on; None if the program never started."""
     ours = {__file__, runpy.__file__, "<frozen runpy>"}
     first = trace
     while first is not None and first.tb_frame.f_code.co_filename in ours:
