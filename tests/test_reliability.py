@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import reliability
 
-SHORT = {"cuts": 24, "full-disk": 1, "inputs": 200, "kills": 3, "two-writers": 2}
+SHORT = {"cuts": 24, "full-disk": 1, "inputs": 200, "two-writers": 1}
 LONG = {name: few if name == "soak" else many for name, (_, many, few) in
         reliability.EXPERIMENTS.items()}  # fmt: skip
 
