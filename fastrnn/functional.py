@@ -252,7 +252,9 @@ def lstm_cell(
     """
     if _is_pair(hx):
         weights = (w_ih, w_hh, b_ih, b_hh)
-        if (states := inference.step("lstm", input, tuple(hx), weights)) is not None:
+        given = [w for w in weights if w is not None]
+        states = inference.run("lstm", input, tuple(hx), given, b_ih is not None, 1, False)
+        if states is not None:
             return states[0], states[1]
         if choice.single_step_needs_choice(input):
             return _step("lstm", input, hx, weights)
@@ -273,7 +275,9 @@ def gru_cell(
     that weights have 3H rows. Returns the new h [B, H].
     """
     weights = (w_ih, w_hh, b_ih, b_hh)
-    if (states := inference.step("gru", input, (hx,), weights)) is not None:
+    given = [w for w in weights if w is not None]
+    states = inference.run("gru", input, (hx,), given, b_ih is not None, 1, False)
+    if states is not None:
         return states[0]
     if choice.single_step_needs_choice(input):
         return _step("gru", input, (hx,), weights)[0]

@@ -78,46 +78,42 @@ def run(
 ) -> list[Tensor] | None:
     """The output and the final states; None for a call that needs more than this.
 
-    Arguments are those of :func:`fastrnn.functional.lstm`. Dropout must not be active.
+    Arguments are those of :func:`fastrnn.functional.lstm`; dropout must not be active. A cell takes
+    one step with input [B, I] and states [B, H]: then the results are its new states.
     """
-    if not _may_run(input, states, weights):
+    if torch.compiler.is_compiling():  # the set of kinds would fix the sizes in the graph
         return None
+    steps = 0 if batch_sizes is None else batch_sizes.shape[0]
+    kind = (cell, input.shape, states[0].shape, steps, batch_first, input.dtype)
+    if kind in _declined or not _may_run(input, states, weights):
+        return None
+    options = stack.options(cell == _GRU, bias, bidirectional, batch_first, num_layers)
+    results: list[Tensor]
     if batch_sizes is None:
-        options = stack.options(cell == _GRU, bias, bidirectional, batch_first, num_layers)
-        return torch.ops.fastrnn.stack.default(input, states, weights, options) or None
-    options = stack.options(cell == _GRU, bias, bidirectional, False, num_layers)
-    op = torch.ops.fastrnn.packed_stack.default
-    return op(input, batch_sizes, states, weights, options) or None
+        results = torch.ops.fastrnn.stack.default(input, states, weights, options)
+    else:
+        op = torch.ops.fastrnn.packed_stack.default
+        results = op(input, batch_sizes, states, weights, options)
+    if results:
+        return results
+    if len(_declined) >= _MOST_DECLINED:
+        _declined.clear()
+    _declined.add(kind)
+    return None
 
 
-_declined: set[tuple[Any, ...]] = set()  # sizes of steps that other kernels run
+_declined: set[tuple[Any, ...]] = set()  # kinds of calls that others run; to ask takes microseconds
 _MOST_DECLINED = 4096
 
 
-def step(
-    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[Tensor | None, ...]
-) -> list[Tensor] | None:
-    """The states after one step of a cell; None for a call that needs more than this.
-
-    Arguments are those of :func:`fastrnn.functional.lstm_cell`.
-    """
-    if torch.compiler.is_compiling():  # the set below would fix the sizes in the graph
-        return None
-    given = [w for w in weights if w is not None]
-    sizes = (cell, input.shape, states[0].shape, given[0].shape, input.dtype)
-    if sizes in _declined or not _may_run(input, states, given):
-        return None
-    options = stack.options(cell == _GRU, len(given) == 4, False, False, 1)
-    results: list[Tensor] = torch.ops.fastrnn.stack.default(input, states, given, options)
-    if not results:
-        if len(_declined) >= _MOST_DECLINED:
-            _declined.clear()
-        _declined.add(sizes)
-    return results or None
+def forget_choices() -> None:
+    """Asks anew what runs in one op; for whoever changes what the choice depends on."""
+    _declined.clear()
+    stack.forget_choices()
 
 
 def _may_run(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:
-    if torch.compiler.is_compiling() or not input.is_cpu or not _is_plain(input, states, weights):
+    if not input.is_cpu or not _is_plain(input, states, weights):
         return False
     return _ready or (_ready is None and load_error() is None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import subprocess
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fastrnn
-from fastrnn import inference
+from fastrnn import backends, inference
 from fastrnn.kernels import stack
 from tests import oracle, peers
 from tests.peers import Setup
@@ -41,18 +40,17 @@ class Watch(threading.local):
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     seen = Watch()
-    for name in ("run", "step"):
-        function = getattr(inference, name)
+    function = inference.run
 
-        def counted(*args: Any, function: Any = function) -> Any:
-            results = function(*args)
-            seen.ran += results is not None
-            return results
+    def counted(*args: Any) -> Any:
+        results = function(*args)
+        seen.ran += results is not None
+        return results
 
-        monkeypatch.setattr(inference, name, functools.wraps(function)(counted))
-    inference._declined.clear()
+    monkeypatch.setattr(inference, "run", counted)
+    inference.forget_choices()
     yield seen
-    inference._declined.clear()
+    inference.forget_choices()
 
 
 def test_the_ops_are_there() -> None:
@@ -223,3 +221,29 @@ def test_layers_run_one_by_one_without_the_library() -> None:
     assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-6)
     assert found[0][1] == "None"
     assert "FASTRNN_STACK" in found[1][1]
+
+
+def test_a_choice_is_made_once_and_anew_when_it_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, watch: Watch
+) -> None:
+    asked: list[Any] = []
+    answer = False
+
+    def runs_in_one_op(call: Any) -> bool:
+        asked.append(call)
+        return answer
+
+    monkeypatch.setattr(backends, "runs_in_one_op", runs_in_one_op)
+    module, x = fastrnn.GRU(4, 5), torch.randn(3, 2, 4)
+    with torch.no_grad():
+        wanted = [module(x)[0] for _ in range(2)]
+        assert (len(asked), watch.ran) == (1, 0)
+        answer = True
+        module(x)
+        assert (len(asked), watch.ran) == (1, 0)
+        inference.forget_choices()
+        found = [module(x)[0] for _ in range(2)]
+    assert (len(asked), watch.ran) == (2, 2)
+    torch.testing.assert_close(found, wanted)
+    assert asked[0] == asked[1]
+    assert asked[0][:8] == ("GRU", "cpu", torch.float32, 3, 2, 4, 5, False)
