@@ -8,6 +8,7 @@ traceback, a hang, or memory that grows.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import resource
@@ -28,7 +29,7 @@ from fastrnn.training import checkpoints
 from fastrnn.training.errors import RunError
 
 MAIN = "import sys; from fastrnn.cli import main; main()"
-TRAIN = ["--dataset", "digits", "--hidden-size", "16", "--batch-size", "50", "--epochs", "60"]
+TRAIN = ["--dataset", "digits", "--hidden-size", "16", "--batch-size", "50", "--epochs", "25"]
 LIMIT_S = 300  # of a command; nothing here takes half as long
 WORKER_S = 60  # in which a job ends after one of its workers was killed
 
@@ -92,8 +93,7 @@ def kills(folder: Path, count: int, draw: random.Random) -> Outcome:
             took = time.monotonic() - before
         out = folder / f"{name}-{number}"
         with start(name, source, *options, out) as process:
-            time.sleep(draw.uniform(0, took))
-            process.kill()
+            _kill_within(process, draw.uniform(0, took))
         status, output = (0, "") if out.exists() else run(name, source, *options, out)
         if status or not _same_arrays(whole, out):
             lost.append(f"{name}: {output[-200:]}")
@@ -118,15 +118,30 @@ def _killed_trainings(
         if not place.exists():
             arguments = [*options, "--out", place]
         with start(*arguments, processes=processes) as process:
-            time.sleep(draw.uniform(0, took))
-            os.killpg(process.pid, signal.SIGKILL)
-        if (place / "summary.json").exists() and weights(place) != expected:
-            yield f"{processes} processes: other weights"
+            _kill_within(process, draw.uniform(0, took))
+        if (place / "summary.json").exists():
+            if weights(place) != expected:
+                yield f"{processes} processes: other weights"
             shutil.rmtree(place)
     if place.exists():
         status, output = run("train", "pixel-prediction", "--resume", place, processes=processes)
         if status or weights(place) != expected:
             yield f"{processes} processes: {output[-200:]}"
+
+
+def _kill_within(process: subprocess.Popen[str], seconds: float) -> None:
+    """Kills a command, and torchrun's workers with it, unless it has ended before."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        for pid in [process.pid, *_children(process)]:  # torchrun's have sessions of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _children(process: subprocess.Popen[str]) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(number) for number in path.read_text().split()] if path.exists() else []
 
 
 def _same_arrays(first: Path, second: Path) -> bool:
@@ -233,8 +248,7 @@ def workers(folder: Path, count: int, draw: random.Random) -> Outcome:
         with start("train", "pixel-prediction", *TRAIN, "--out", place, processes=2) as job:
             while not (place / "metrics.csv").exists() and job.poll() is None:
                 time.sleep(0.05)
-            children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-            os.kill(int(draw.choice(children)), signal.SIGKILL)
+            os.kill(draw.choice(_children(job)), signal.SIGKILL)
             killed = time.monotonic()
             output = job.communicate(timeout=LIMIT_S)[0]
             took = time.monotonic() - killed
