@@ -58,7 +58,7 @@ class TestAnyModel:
         model, images = _model(cell, layers, hidden), _images(count, size)
         x = data.sequences(images, grey=False)
         with torch.no_grad():
-            loss = TASK.measure(model, x, torch.zeros(count), PixelConfig())["loss"]
+            loss = TASK.measure(model, x, torch.zeros(count), PixelConfig(), ())["loss"]
         found = pixels.score(model, images)
         assert found.dtype == torch.float64
         torch.testing.assert_close(-found, loss.double(), rtol=1e-5, atol=0)
