@@ -41,7 +41,8 @@ class Backward : Share<S> {
       : Base(job, thread), arrays_(*job.backward), padded_hidden_(panels_ * lanes),
         input_panels_((I + lanes - 1) / lanes), padded_input_(input_panels_ * lanes),
         packs_(walk_.batch * walk_.steps > kFewRows), narrow_(I <= kNarrowGradient),
-        ld_x_(narrow_ ? I + 1 : padded_input_) {
+        ld_x_(narrow_ ? I + 1 : padded_input_ + kLine), ld_h_(padded_hidden_ + kLine),
+        ld_d_(kBlocks * padded_hidden_ + kLine) {
     const int64_t sequences = this->max_sequences();
     int64_t chunk = kChunkBytes / (kBlocks * padded_hidden_ * int64_t(sizeof(C)));
     chunk = chunk < kMinChunkRows ? kMinChunkRows : chunk > kMaxChunkRows ? kMaxChunkRows : chunk;
@@ -58,7 +59,7 @@ class Backward : Share<S> {
     dc_ = arena.take<C>(Cell::kHasCell ? walk_.batch * padded_hidden_ : 0);
     for (int g = 0; g < job.grid.row_groups; ++g) {
       GroupScratch group;
-      group.d = arena.take<C>(rows * kBlocks * padded_hidden_);
+      group.d = arena.take<C>(rows * ld_d_);
       group.dw_hh = arena.take<C>(in_place_ ? 0 : G * H * padded_hidden_);
       group.dw_ih = arena.take<C>(narrow_     ? (I + 1) * kBlocks * padded_hidden_
                                   : in_place_ ? 0
@@ -71,7 +72,7 @@ class Backward : Share<S> {
     }
     for (int t = 0; t < job.grid.threads(); ++t) {
       ThreadScratch own;
-      own.h = arena.take<C>(rows * padded_hidden_);
+      own.h = arena.take<C>(rows * ld_h_);
       own.x = arena.take<C>(rows * ld_x_);
       own.ones = arena.take<C>(narrow_ ? 0 : rows);
       own.dx = arena.take<C>(arrays_.dx ? rows * padded_input_ : 0);
@@ -149,7 +150,7 @@ class Backward : Share<S> {
     else
       clear_share(group_.db, kBlocks * padded_hidden_);
     if (!narrow_ && !in_place_) clear_share(group_.dw_ih, G * H * padded_input_);
-    memset(own_.h, 0, size_t(chunk_rows_ * padded_hidden_) * sizeof(C));
+    memset(own_.h, 0, size_t(chunk_rows_ * ld_h_) * sizeof(C));
     memset(own_.x, 0, size_t(chunk_rows_ * ld_x_) * sizeof(C));
     for (int64_t r = 0; r < chunk_rows_; ++r) (narrow_ ? own_.x[r * ld_x_ + I] : own_.ones[r]) = 1;
   }
@@ -164,9 +165,9 @@ class Backward : Share<S> {
     const int64_t row = walk_.offset(t) + batch_begin_;
     const int64_t before = s > 0 ? walk_.offset(walk_.time(s - 1)) + batch_begin_ : 0;
     const S *y = static_cast<const S *>(arrays_.y), *h0 = static_cast<const S *>(arrays_.h0);
-    this->widen_rows(own_.h + n * padded_hidden_, padded_hidden_, y + before * H, H, ran);
-    this->widen_rows(own_.h + (n + ran) * padded_hidden_, padded_hidden_,
-                     h0 + (batch_begin_ + ran) * H, H, count - ran);
+    this->widen_rows(own_.h + n * ld_h_, ld_h_, y + before * H, H, ran);
+    this->widen_rows(own_.h + (n + ran) * ld_h_, ld_h_, h0 + (batch_begin_ + ran) * H, H,
+                     count - ran);
     this->widen_rows(own_.x + n * ld_x_, ld_x_, static_cast<const S *>(arrays_.x) + row * I, I,
                      count);
     for (int64_t r = 0; r < count; ++r) {
@@ -175,16 +176,15 @@ class Backward : Share<S> {
       if constexpr (Cell::kHasCell)
         c = r < ran ? static_cast<const S *>(arrays_.cells) + (before + r) * H
                     : static_cast<const S *>(arrays_.c0) + (batch_begin_ + r) * H;
-      pointwise(row + r, batch_begin_ + r, c, own_.h + (n + r) * padded_hidden_,
-                group_.d + (n + r) * kBlocks * padded_hidden_);
+      pointwise(row + r, batch_begin_ + r, c, own_.h + (n + r) * ld_h_, group_.d + (n + r) * ld_d_);
     }
     this->barrier_group();
     C *dh = dh_ + batch_begin_ * padded_hidden_ + panel_begin_ * lanes;
-    const C *d = group_.d + n * kBlocks * padded_hidden_;
+    const C *d = group_.d + n * ld_d_;
     if (!packs_) {
       for (int g = 0; g < G; ++g)
         add_product(
-            dh, padded_hidden_, d + g * padded_hidden_, kBlocks * padded_hidden_,
+            dh, padded_hidden_, d + g * padded_hidden_, ld_d_,
             static_cast<const S *>(arrays_.w_hh) + Cell::recurrent_block(g) * H * H + first_unit(),
             H, count, units(), H);
       return count;
@@ -192,7 +192,7 @@ class Backward : Share<S> {
     Product<C, false>{dh,
                       padded_hidden_,
                       true,
-                      {d, kBlocks * padded_hidden_},
+                      {d, ld_d_},
                       {w_hh_ + panel_begin_ * G * H * lanes, lanes, G * H * lanes},
                       count,
                       panel_end_ - panel_begin_,
@@ -240,7 +240,7 @@ class Backward : Share<S> {
     else
       add_weights(group_.dw_hh, padded_hidden_, group_.dw_ih, padded_input_, n, true);
     for (int g = 0; g < kBlocks; ++g) {
-      const Rhs<C> d{group_.d + g * padded_hidden_ + unit0, ld, lanes};
+      const Rhs<C> d{group_.d + g * padded_hidden_ + unit0, ld_d_, lanes};
       const int64_t panels = panel_end_ - panel_begin_;
       if (narrow_)  // the rows are the inputs and a 1, so one product sums weights and biases
         Product<C, true>{group_.dw_ih + g * padded_hidden_ + unit0,
@@ -264,7 +264,7 @@ class Backward : Share<S> {
   template <class Out>
   void add_weights(Out *dw_hh, int64_t ld_hh, Out *dw_ih, int64_t ld_ih, int64_t n,
                    bool accumulate) const {
-    const int64_t ld = kBlocks * padded_hidden_;
+    const int64_t ld = ld_d_;
     const C *d = group_.d + first_unit();
     for (int g = 0; g < G; ++g) {
       const int block = in_place_ ? Cell::recurrent_block(g) : g;
@@ -272,7 +272,7 @@ class Backward : Share<S> {
                             ld_hh,
                             accumulate,
                             {d + g * padded_hidden_, ld},
-                            {own_.h, padded_hidden_, lanes},
+                            {own_.h, ld_h_, lanes},
                             units(),
                             panels_,
                             n,
@@ -283,7 +283,7 @@ class Backward : Share<S> {
                               ld_ih,
                               accumulate,
                               {d + (kInputBlock + g) * padded_hidden_, ld},
-                              {own_.x, padded_input_, lanes},
+                              {own_.x, ld_x_, lanes},
                               units(),
                               input_panels_,
                               n,
@@ -294,7 +294,7 @@ class Backward : Share<S> {
 
   void input_gradients(int64_t n) {
     const int64_t from = n * column_ / columns_, to = n * (column_ + 1) / columns_;
-    const int64_t ld = kBlocks * padded_hidden_;
+    const int64_t ld = ld_d_;
     const C *d = group_.d + from * ld + kInputBlock * padded_hidden_;
     if (packs_)
       Product<C, false>{
@@ -371,7 +371,10 @@ class Backward : Share<S> {
   const int64_t padded_hidden_, input_panels_, padded_input_;
   const bool packs_;  // the weights, which are otherwise read as they lie
   const bool narrow_;
-  const int64_t ld_x_;
+  // Rows of scratch memory start a cache line further than a power of two apart, so that the cache
+  // can hold a column of them.
+  static constexpr int64_t kLine = 64 / int64_t(sizeof(C));
+  const int64_t ld_x_, ld_h_, ld_d_;
   bool in_place_;  // whether gradients of weights are summed in the caller's arrays
   int64_t chunk_steps_, chunk_rows_, group_distance_ = 0;
   size_t used_;

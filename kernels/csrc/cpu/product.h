@@ -92,7 +92,7 @@ struct Product {
   int64_t a_segment = 0, b_segment = 0;
 
   template <int R, int V>
-  FASTRNN_INLINE void tile(int64_t row, int64_t v0) const {
+  __attribute__((noinline)) void tile(int64_t row, int64_t v0) const {
     Out *o = out + row * ld_out + v0 * kLanes<C>;
     const int64_t end = v0 + V == vectors ? last : kLanes<C>;  // elements of the tile's last vector
     Vec<C> acc[R][V] = {};
@@ -123,7 +123,7 @@ struct Product {
   // a block stays in cache for all rows.
   __attribute__((noinline)) void run() const {
     if (depth < 1) return;
-    if (depth * segments * vectors * int64_t(sizeof(Vec<C>)) <= kSmallOperand)
+    if (bytes(vectors) <= kSmallOperand)
       for_tiles<tile_rows(4)>(rows, [&](auto height, int64_t row) {
         for_blocks([&](auto width, int64_t v0) {
           tile<decltype(height)::value, decltype(width)::value>(row, v0);
@@ -131,10 +131,35 @@ struct Product {
       });
     else
       for_blocks([&](auto width, int64_t v0) {
-        for_tiles<tile_rows(decltype(width)::value)>(rows, [&](auto height, int64_t row) {
-          tile<decltype(height)::value, decltype(width)::value>(row, v0);
-        });
+        constexpr int V = decltype(width)::value;
+        // Where registers are few, a tile has so few rows that the block must come from the L1
+        // cache: a part of its depth at a time.
+        const bool parts = kRegisters < 32 && std::is_same_v<Out, C> && rows > 2 * tile_rows(V) &&
+                           bytes(V) > kSmallOperand;
+        if (!parts) return all_rows<V>(v0);
+        const int64_t step = kSmallOperand / int64_t(V * sizeof(Vec<C>));
+        Product part = *this;
+        part.segments = 1;
+        for (int s = 0; s < segments; ++s)
+          for (int64_t k = 0; k < depth; k += step) {
+            part.depth = depth - k < step ? depth - k : step;
+            part.a = a.from(0, s * a_segment + k);
+            part.b.data = b.data + s * b_segment + k * b.row;
+            part.template all_rows<V>(v0);
+            part.accumulate = true;
+          }
       });
+  }
+
+  template <int V>
+  FASTRNN_INLINE void all_rows(int64_t v0) const {
+    for_tiles<tile_rows(V)>(
+        rows, [&](auto height, int64_t row) { tile<decltype(height)::value, V>(row, v0); });
+  }
+
+  // Of `width` vectors of the right-hand operand.
+  FASTRNN_INLINE int64_t bytes(int64_t width) const {
+    return depth * segments * width * int64_t(sizeof(Vec<C>));
   }
 };
 
