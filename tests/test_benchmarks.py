@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import compare, import_time, measure, report
+from benchmarks import compare, import_time, measure, report, sweep
 from benchmarks.cases import GRIDS, Case
 from benchmarks.memory import peak_memory
+from tests import oracle
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--cells", "GRU", "--hidden", "4", "--batch", "2", "--steps", "3", "--budget", "0.01"]
@@ -101,6 +102,26 @@ def test_results_of_different_environments_are_not_mixed(tmp_path: Path) -> None
 def test_environment_is_reported_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert report.environment("cpu")["commit"] == "unknown"
+
+
+def test_sweep_draws_equal_shapes_for_equal_seeds() -> None:
+    first, again, other = (list(sweep.draw(seed, 60, 12, 1e9)) for seed in (0, 0, 1))
+    assert first == again != other
+    assert [shape.case.dtype for shape in first].count("bfloat16") == 12
+    assert {shape.threads for shape in first} == {1, 2}
+    assert {shape.case.packed for shape in first} == {False, True}
+
+
+def test_sweep_fails_if_fastrnn_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(measure.PEERS, "fastrnn", SimpleNamespace(GRU=Mutant, LSTM=nn.LSTM))
+    with oracle.threads(1):
+        assert sweep.main(["--shapes", "6", "--gflop", "0.001", "--budget", "0.01"]) == 1
+    output = capsys.readouterr().out
+    assert "wrong: GRU" in output
+    assert "wrong: LSTM" not in output
+    assert "lowest" in output
 
 
 def test_nan_counts_as_wrong() -> None:
