@@ -111,7 +111,11 @@ def _differs(tensor: Tensor, input: Tensor) -> bool:
 
 def needs_gradients(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd follows a call with these tensors."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    # Classes that handle torch's functions themselves may not answer. torch.compile follows none.
+    ask_all = torch.compiler.is_compiling()
+    return any(t.requires_grad for t in tensors if ask_all or not _overrides_functions(type(t)))
 
 
 def saves(training: bool, tensors: Sequence[Tensor]) -> bool:

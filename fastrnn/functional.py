@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from fastrnn import choice, inference, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
+from fastrnn import choice, eager, inference, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
 from fastrnn._compat import transforms_active
 from fastrnn.choice import VENDOR
 from fastrnn.gradients import differentiable
@@ -141,7 +141,7 @@ def run_stack(
     if backend == VENDOR:
         hx = states if cell == "lstm" else states[0]
         return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
-    op = _operation(cell, transformed)
+    op = eager.operation(cell) if eager.suits(tensors) else _operation(cell, transformed)
     tail = (choice.saves(options.training, tensors), backend, batch_first)
     return _layers(op, input, states, weights, options, batch_sizes, tail)
 

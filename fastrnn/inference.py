@@ -122,10 +122,10 @@ def _is_plain(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tenso
     """Whether nothing but the results is asked of a call, and of tensors that are just tensors."""
     tensors: tuple[Any, ...] = (input, *states, *weights)
     return not (
-        (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        not _PLAIN.issuperset(map(type, tensors))  # first: others may not answer what follows
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         or calls_are_intercepted()
         or torch.is_autocast_enabled(_CPU)
         or backends.forced_backend() is not None
         or is_tracing()
-        or not _PLAIN.issuperset(map(type, tensors))
     )

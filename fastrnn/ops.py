@@ -228,9 +228,12 @@ def _fake_backward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     return fake
 
 
+# What each op runs, for callers that know that the dispatcher has nothing to add.
+FORWARD_KERNELS = {cell.name: _forward_kernel(cell) for cell in CELLS.values()}
+
 for _cell in CELLS.values():
     _define(_cell)
-    _library.impl(_cell.name, _forward_kernel(_cell), "CompositeExplicitAutograd")
+    _library.impl(_cell.name, FORWARD_KERNELS[_cell.name], "CompositeExplicitAutograd")
     _library.impl(f"{_cell.name}_backward", _backward_kernel(_cell), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastrnn::{_cell.name}", _fake_forward(_cell), lib=_library)
     torch.library.register_fake(

@@ -21,7 +21,7 @@ NATIVE = sorted(p for p in (ROOT / "kernels/csrc").rglob("*") if p.is_file())
 MOST_LINES = 400
 
 LAYER_LIBRARY = {
-    "__init__", "_compat", "backends", "checks", "choice", "conversion", "flops", "functional",
+    "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "flops", "functional",
     "gradients", "inference", "info", "nn", "ops", "patching", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
@@ -40,6 +40,7 @@ PARTS = {
     "fastrnn.patching": r"fastrnn\.patching",
     "fastrnn.functional": r"fastrnn\.functional",
     "fastrnn.choice": r"fastrnn\.choice",
+    "fastrnn.eager": r"fastrnn\.eager",
     "fastrnn.inference": r"fastrnn\.inference",
     "fastrnn.ops": r"fastrnn\.ops",
     "fastrnn.checks": r"fastrnn\.checks",
@@ -58,6 +59,7 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.conversion", "fastrnn.info"},
     {"fastrnn.nn", "fastrnn.patching"},
     {"fastrnn.functional"},
+    {"fastrnn.eager"},
     {"fastrnn.ops", "fastrnn.choice", "fastrnn.inference"},
     {"fastrnn.checks", "fastrnn.flops", "fastrnn.gradients"},
     {"fastrnn.backends"},
