@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Shares the processors among test processes that run side by side (pytest -n)."""
+    """Shares the processors among test processes that run side by side (pytest -n).
+
+    And takes SIGINT, which a shell makes its background jobs ignore, with all that they start.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)
         torch.set_num_threads(threads)
