@@ -125,9 +125,14 @@ def saves(training: bool, tensors: Sequence[Tensor]) -> bool:
     backward pass, if there ever is one, runs the layers again. torch.jit.trace also traces a second
     time without gradients, and expects the same graph.
     """
-    if torch.compiler.is_exporting() or is_tracing():
+    if _exported_or_traced():
         return training and any(t.requires_grad for t in tensors)
     return needs_gradients(tensors)
+
+
+@_compat.constant_in_graphs  # torch 2.11's compiler takes both for true without asking
+def _exported_or_traced() -> bool:
+    return torch.compiler.is_exporting() or is_tracing()
 
 
 @_compat.constant_in_graphs
