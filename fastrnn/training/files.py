@@ -167,18 +167,21 @@ def new_folder(folder: Path, remedy: str = "choose another --out") -> Iterator[P
     """
     place = _place(folder, remedy)
     temporary = place.with_name(f".{place.name}.tmp")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(place.parent)
-        temporary.mkdir(exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be made ({error.strerror}): {remedy}") from None
+    busy = TakenError(f"another process is writing {folder}: wait for it, or {remedy}")
 
     def remove() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
-    busy = TakenError(f"another process is writing {folder}: wait for it, or {remedy}")
-    with locks.held(temporary / locks.NAME, busy), interrupts.cleanup(remove):
+    with contextlib.ExitStack() as stack:
+        with interrupts.postponed():
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(place.parent)
+                temporary.mkdir(exist_ok=True)
+            except OSError as error:
+                raise RunError(f"{folder} cannot be made ({error.strerror}): {remedy}") from None
+            stack.enter_context(locks.held(temporary / locks.NAME, busy))
+            stack.enter_context(interrupts.cleanup(remove))
         try:
             _place(folder, remedy)  # again: another process may just have filled it
             yield temporary

@@ -15,6 +15,8 @@ from fastrnn.training import distributed
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _cleanups: list[Callable[[], object]] = []
+_postponing = 0  # how many blocks of postponed() are open
+_arrived = 0  # the number of a signal that waits for their end
 
 
 class Interrupted(Exception):
@@ -50,7 +52,27 @@ def cleanup(action: Callable[[], object]) -> Iterator[None]:
         _cleanups.remove(action)
 
 
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """In the block, which must be short, a signal that ends the process waits for the block's end.
+
+    That is for code that makes something and names its :func:`cleanup`.
+    """
+    global _postponing  # noqa: PLW0603
+    _postponing += 1
+    try:
+        yield
+    finally:
+        _postponing -= 1
+        if _arrived and not _postponing:
+            _end(_arrived, None)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
+    global _arrived  # noqa: PLW0603
+    if _postponing:
+        _arrived = number
+        return
     for action in reversed(_cleanups):
         with contextlib.suppress(Exception):
             action()
