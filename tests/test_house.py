@@ -21,8 +21,8 @@ NATIVE = sorted(p for p in (ROOT / "kernels/csrc").rglob("*") if p.is_file())
 MOST_LINES = 400
 
 LAYER_LIBRARY = {
-    "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "flops", "functional",
-    "gradients", "inference", "info", "nn", "ops", "patching", "tuning",
+    "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "flops",
+    "functional", "gradients", "inference", "info", "nn", "ops", "patching", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
 FOLDERS = {"cli", "tasks", "training"}
