@@ -66,21 +66,23 @@ def transforms_active() -> bool:
 
 
 def calls_are_intercepted() -> bool:
-    """Whether a transform, forward-mode differentiation or a torch_dispatch mode sees each call.
-
-    torch has no public test for a mode. If _len_torch_dispatch_stack goes: return True, and layers
-    run one by one. For the other names see :func:`transforms_active`.
-    """
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+    """Whether a transform, forward-mode differentiation or a torch_dispatch mode sees each call."""
+    return transforms_active() or has_dispatch_mode()
 
 
 def has_dispatch_mode() -> bool:
-    """Whether a torch_dispatch mode sees each call; see :func:`calls_are_intercepted`."""
+    """Whether a torch_dispatch mode sees each call.
+
+    torch has no public test. If _len_torch_dispatch_stack goes: return True, and layers run one by
+    one.
+    """
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def _overload(operator: str) -> Any:
+    """An aten operator by name and overload, such as ``lstm.input``."""
+    name, _, overload = operator.partition(".")
+    return getattr(getattr(torch.ops.aten, name), overload)
 
 
 def composite(operator: str) -> Callable[..., Any]:
@@ -89,9 +91,8 @@ def composite(operator: str) -> Callable[..., Any]:
     OpOverload.decompose() calls the decomposition in Python if there is one, which takes tens of
     microseconds more. If _op_dk goes: call decompose().
     """
-    name, _, overload = operator.partition(".")
-    found = getattr(getattr(torch.ops.aten, name), overload)
-    return functools.partial(found._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return functools.partial(_overload(operator)._op_dk, key)
 
 
 def traceable(operator: str) -> Callable[..., Any]:
@@ -101,8 +102,7 @@ def traceable(operator: str) -> Callable[..., Any]:
     the operator's decomposition in Python. If _dispatch_tls_is_dispatch_key_included goes: always
     call decompose().
     """
-    name, _, overload = operator.partition(".")
-    found, eager = getattr(getattr(torch.ops.aten, name), overload), composite(operator)
+    found, eager = _overload(operator), composite(operator)
     key = torch._C.DispatchKey.PythonDispatcher
 
     def run(*args: Any) -> Any:

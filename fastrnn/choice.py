@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from fastrnn import _compat, backends
 
 VENDOR = backends.TORCH.name
 WHERE_IT_RUNS = ""  # the backend that an op in a graph holds: the choice is made where it runs
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
+def are_plain(tensors: Iterable[object]) -> bool:
+    """Whether all of them are just tensors, not of a class that may handle calls itself."""
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def single_step_needs_choice(input: Tensor) -> bool:
@@ -52,7 +58,8 @@ def call_of(
     states: Sequence[Tensor],
     steps: int,
     batch: int,
-    transformed: bool,
+    transformed: bool = False,
+    projected: bool = False,
 ) -> backends.Call:
     """What the choice of a backend depends on."""
     input = tensors[0]
@@ -65,6 +72,7 @@ def call_of(
         input_size=input.shape[-1],
         hidden_size=states[-1].shape[-1],
         training=needs_gradients(tensors),
+        projected=projected,
         transformed=transformed,
     )
 

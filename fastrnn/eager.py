@@ -12,24 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrnn import choice, ops
 from fastrnn._compat import calls_are_intercepted
 from fastrnn.gradients import formula_of, setup_context_of
 from fastrnn.kernels.contract import CELLS
 
-_PLAIN = frozenset({Tensor, nn.Parameter})
-
 
 def suits(tensors: Sequence[Tensor]) -> bool:
-    """Whether nothing but gradients is asked of a call with these tensors."""
-    return (
-        not choice.in_graph()
-        and not calls_are_intercepted()
-        and _PLAIN.issuperset(map(type, tensors))
-        and choice.needs_gradients(tensors)
-    )
+    """Whether nothing but gradients can be asked of a call with these tensors."""
+    return not choice.in_graph() and not calls_are_intercepted() and choice.are_plain(tensors)
 
 
 @functools.cache

@@ -125,7 +125,7 @@ def run_stack(
     else:
         size = input.shape
         steps, batch = (size[1], size[0]) if batch_first else (size[0], size[1])
-    backend, transformed, tensors = VENDOR, False, (input, *states, *weights)
+    backend, transformed, save, tensors = VENDOR, False, False, (input, *states, *weights)
     if steps != 1 or choice.single_step_needs_choice(input):
         if choice.under_autocast(input):
             dtype = torch.get_autocast_dtype(input.device.type)
@@ -133,16 +133,17 @@ def run_stack(
             states, weights = tuple(rest[: len(states)]), rest[len(states) :]
         tensors = (input, *states, *weights)
         transformed = choice.is_transformed(tensors)
-        call = choice.call_of(cell, tensors, states, steps, batch, transformed)
-        call = call._replace(projected=proj_size > 0)
-        backend = choice.backend_of(
-            call, tensors, leave_open=not choice.saves(options.training, tensors)
-        )
+        save = choice.saves(options.training, tensors)
+        call = choice.call_of(cell, tensors, states, steps, batch, transformed, proj_size > 0)
+        backend = choice.backend_of(call, tensors, leave_open=not save)
     if backend == VENDOR:
         hx = states if cell == "lstm" else states[0]
         return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
-    op = eager.operation(cell) if eager.suits(tensors) else _operation(cell, transformed)
-    tail = (choice.saves(options.training, tensors), backend, batch_first)
+    if save and eager.suits(tensors):
+        op = eager.operation(cell)
+    else:
+        op = _operation(cell, transformed)
+    tail = (save, backend, batch_first)
     return _layers(op, input, states, weights, options, batch_sizes, tail)
 
 
@@ -252,8 +253,7 @@ def lstm_cell(
     """
     if _is_pair(hx):
         weights = (w_ih, w_hh, b_ih, b_hh)
-        given = [w for w in weights if w is not None]
-        states = inference.run("lstm", input, tuple(hx), given, b_ih is not None, 1, False)
+        states = inference.step("lstm", input, tuple(hx), weights)
         if states is not None:
             return states[0], states[1]
         if choice.single_step_needs_choice(input):
@@ -275,8 +275,7 @@ def gru_cell(
     that weights have 3H rows. Returns the new h [B, H].
     """
     weights = (w_ih, w_hh, b_ih, b_hh)
-    given = [w for w in weights if w is not None]
-    states = inference.run("gru", input, (hx,), given, b_ih is not None, 1, False)
+    states = inference.step("gru", input, (hx,), weights)
     if states is not None:
         return states[0]
     if choice.single_step_needs_choice(input):
@@ -296,9 +295,8 @@ def _step(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[A
         backend = VENDOR  # torch raises its own error
     else:
         call = choice.call_of(cell, tensors, states, 1, input.shape[0], transformed)
-        backend = choice.backend_of(
-            call, tensors, leave_open=False
-        )  # compilers fuse torch's single steps
+        # Not left open: compilers fuse torch's single steps.
+        backend = choice.backend_of(call, tensors, leave_open=False)
     if backend == VENDOR:
         if cell == "lstm":
             return torch.lstm_cell(input, states, *weights)

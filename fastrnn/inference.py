@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from fastrnn import backends
+from fastrnn import backends, choice
 from fastrnn._compat import calls_are_intercepted, extension_path
 from fastrnn.kernels import stack
 from fastrnn.kernels.contract import CELLS
@@ -27,7 +27,6 @@ for _schema in stack.SCHEMAS:
     # Only calls without gradients get here, and autograd's own default would cost a microsecond.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
-_PLAIN = frozenset({Tensor, nn.Parameter})
 _CELLS = {cell.code: cell.name.upper() for cell in CELLS.values()}
 _GRU = CELLS["gru"].name
 _DTYPES = {code: dtype for dtype, code in DTYPES.items()}
@@ -78,8 +77,8 @@ def run(
 ) -> list[Tensor] | None:
     """The output and the final states; None for a call that needs more than this.
 
-    Arguments are those of :func:`fastrnn.functional.lstm`; dropout must not be active. A cell takes
-    one step with input [B, I] and states [B, H]: then the results are its new states.
+    Arguments are those of :func:`fastrnn.functional.lstm`; dropout must not be active. With input
+    [B, I] and states [B, H] the call is one step of a cell, and the results are its new states.
     """
     if torch.compiler.is_compiling():  # the set of kinds would fix the sizes in the graph
         return None
@@ -102,6 +101,17 @@ def run(
     return None
 
 
+def step(
+    cell: str, input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]
+) -> list[Tensor] | None:
+    """A cell's new states; None for a call that needs more than this.
+
+    Arguments are those of :func:`fastrnn.functional.lstm_cell`; ``weights`` are its last four.
+    """
+    given = [w for w in weights if w is not None]
+    return run(cell, input, states, given, weights[2] is not None, 1, False)
+
+
 _declined: set[tuple[Any, ...]] = set()  # kinds of calls that others run; to ask takes microseconds
 _MOST_DECLINED = 4096
 
@@ -122,7 +132,7 @@ def _is_plain(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tenso
     """Whether nothing but the results is asked of a call, and of tensors that are just tensors."""
     tensors: tuple[Any, ...] = (input, *states, *weights)
     return not (
-        not _PLAIN.issuperset(map(type, tensors))  # first: others may not answer what follows
+        not choice.are_plain(tensors)  # first: others may not answer what follows
         or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         or calls_are_intercepted()
         or torch.is_autocast_enabled(_CPU)

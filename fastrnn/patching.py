@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrnn import backends, choice, functional, inference
 from fastrnn._compat import (
@@ -46,7 +46,6 @@ OPERATORS = ("lstm.input", "lstm.data", "gru.input", "gru.data")
 KEYS = ("AutogradCPU", "AutogradCUDA", "BackendSelect")
 
 _log = logging.getLogger("fastrnn")
-_PLAIN = frozenset({Tensor, nn.Parameter})
 _lock = threading.RLock()
 _depth = 0  # how many calls of patch_torch() have not been undone
 _library: torch.library.Library | None = None  # holds the kernels while they are registered
@@ -91,7 +90,7 @@ def _run(
         or choice.in_graph()
         or not isinstance(states, list | tuple)
         or not isinstance(weights, list)
-        or not _PLAIN.issuperset(map(type, (input, *states, *weights)))
+        or not choice.are_plain((input, *states, *weights))
     ):
         return unusual(*args)
     key = (
@@ -158,17 +157,8 @@ def _judged(
     if not fits:
         return _UNUSUAL
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
-    call = backends.Call(
-        cell="LSTM" if lstm else "GRU",
-        device=input.device.type,
-        dtype=input.dtype,
-        steps=steps,
-        batch=states[0].shape[1],
-        input_size=input.shape[-1],
-        hidden_size=states[0].shape[2],
-        training=training,
-        in_one_op=input.is_cpu and not training,
-    )
+    call = choice.call_of("lstm" if lstm else "gru", (input,), states, steps, states[0].shape[1])
+    call = call._replace(training=training, in_one_op=input.is_cpu and not training)
     return _TORCHS if backends.choose(call).backend == choice.VENDOR else _OURS
 
 
@@ -204,7 +194,7 @@ def _function(cell: str) -> Callable[..., Any]:
     own = {operator: composite(operator) for operator in kinds.values()}
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if choice.in_graph() or kwargs or len(args) != 9 or type(args[0]) not in _PLAIN:
+        if choice.in_graph() or kwargs or len(args) != 9 or not choice.are_plain(args[:1]):
             return original(*args, **kwargs)
         operator = kinds[isinstance(args[1], Tensor) and not isinstance(args[3], bool)]
         return _run(operator, own[operator], original, args)
@@ -223,9 +213,9 @@ def _step_function(cell: str) -> Callable[..., Any]:
         input, hx, *weights = args
         states = tuple(hx) if isinstance(hx, list | tuple) else (hx,)
         given = [w for w in weights if w is not None]
-        if len(states) != count or not _PLAIN.issuperset(map(type, (input, *states, *given))):
+        if len(states) != count or not choice.are_plain((input, *states, *given)):
             return original(*args)
-        found = inference.run(cell, input, states, given, weights[2] is not None, 1, False)
+        found = inference.step(cell, input, states, weights)
         if found is None:
             return original(*args)
         return tuple(found) if count == 2 else found[0]

@@ -1,4 +1,4 @@
-"""Where the rows of a sequence's steps lie on a GPU, padded and packed."""
+"""Where the rows of a sequence's steps lie, padded and packed."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ class Rows:
         """
         assert self.offsets is not None
         assert self.lengths is not None
-        starts = self.offsets[5:-4]  # [T + 1]
-        time = torch.repeat_interleave(starts.diff(), output_size=count)
-        sequence = torch.arange(count, device=starts.device) - starts[time]
+        starts, time, sequence = self._places(count)
         if reverse:
             inside = time + 1 < self.lengths[sequence]
             index = starts[time + 1] + sequence
@@ -66,3 +64,19 @@ class Rows:
             inside = time > 0
             index = self.offsets[4:][time] + sequence
         return torch.where(inside, index, count + sequence)
+
+    def turned(self, rows: Tensor) -> Tensor:
+        """The index [N] that turns the rows of each sequence around; twice, it changes nothing."""
+        count = len(rows)
+        if self.offsets is None:
+            return torch.arange(count, device=rows.device).view(-1, self.batch).flip(0).view(-1)
+        assert self.lengths is not None
+        starts, time, sequence = self._places(count)
+        return starts[self.lengths[sequence] - 1 - time] + sequence
+
+    def _places(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The first row of each step, [T + 1], and each packed row's step and sequence, [N]."""
+        assert self.offsets is not None
+        starts = self.offsets[5:-4]
+        time = torch.repeat_interleave(starts.diff(), output_size=count)
+        return starts, time, torch.arange(count, device=starts.device) - starts[time]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastrnn.kernels import reference
 from fastrnn.kernels.contract import Cell, Forward
+from fastrnn.kernels.layout import Rows
 
 
 def forward(
@@ -29,7 +30,7 @@ def forward(
     if save or not len(x):
         return reference.forward(cell, x, states, weights, batch_sizes, reverse, save)
     # torch has no layer that walks backwards only: turn every sequence around, and the output back.
-    turned = _turned(len(x), batch, batch_sizes, x.device) if reverse else None
+    turned = Rows.of(x, batch, batch_sizes).turned(x) if reverse else None
     if turned is not None:
         x = x[turned]
     flat = [w for w in weights if w is not None]
@@ -39,24 +40,13 @@ def forward(
     hx = initial if cell.states == 2 else initial[0]
     if batch_sizes is None:
         y, *final = function(x.view(-1, batch, x.shape[1]), hx, flat, *options, False)
-        y = y.view(len(x), -1)
+        y = y.reshape(len(x), -1)
     else:
         y, *final = function(x, batch_sizes, hx, flat, *options)
     if turned is not None:
         y = y[turned]
     nothing = tuple(x.new_empty(0) for _ in cell.saved_widths)
     return y.contiguous(), tuple(state[0].clone() for state in final), nothing
-
-
-def _turned(rows: int, batch: int, batch_sizes: Tensor | None, device: torch.device) -> Tensor:
-    """The index [N] that turns each sequence's rows around; applied twice it changes nothing."""
-    if batch_sizes is None:
-        return torch.arange(rows, device=device).view(-1, batch).flip(0).view(-1)
-    starts = batch_sizes.cumsum(0) - batch_sizes  # of each step
-    time = torch.repeat_interleave(batch_sizes, output_size=rows)
-    sequence = torch.arange(rows) - starts[time]
-    lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
-    return (starts[lengths[sequence] - 1 - time] + sequence).to(device)
 
 
 backward = reference.backward
