@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def _is_command() -> bool:
     program = sys.argv[0] if sys.argv else ""
@@ -22,6 +24,6 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 if _is_command():
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in NUMBERS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
             signal.signal(number, _end)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -220,6 +221,16 @@ def test_a_damaged_file_is_downloaded_again(folder: Path, mirror) -> None:
     assert downloads.fetch(folder / "MNIST" / "raw", data.MNIST_FILES)
     assert len(data.load("mnist", folder).test) == TEST
     assert not downloads.fetch(folder / "MNIST" / "raw", data.MNIST_FILES)
+
+
+def test_a_file_that_cannot_be_unpacked_is_downloaded_again(folder: Path, mirror) -> None:
+    path = folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+    content = path.read_bytes()
+    path.write_bytes(gzip.compress(b"")[:10] + b"\xff" * len(content))
+    with pytest.raises(zlib.error):
+        gzip.decompress(path.read_bytes())
+    assert downloads.fetch(path.parent, data.MNIST_FILES)
+    assert path.read_bytes() == mirror.packed[path.name]
 
 
 def test_a_failed_download_is_reported_in_one_line(

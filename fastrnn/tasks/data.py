@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
 import shlex
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,14 +175,12 @@ def _read(raw: Path, name: str) -> np.ndarray:
     if path is None:
         raise DataError(f"{raw / name}(.gz) is missing; {how_to_get_mnist(raw)}")
     try:
-        with reading.opened(path, MNIST_LARGEST) as file:
-            packed = path.suffix == ".gz"
-            content = (gzip.GzipFile(fileobj=file) if packed else file).read(MNIST_LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
+        content = downloads.unpacked(path, MNIST_LARGEST)
+    except OSError as error:
         raise DataError(f"{path} cannot be read ({reading.reason(error)}); {_again(raw)}") from None
     if len(content) > MNIST_LARGEST:
         raise DataError(f"{path} is not MNIST's: it is larger; {_again(raw)}")
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != MNIST_FILES[name]:
+    if downloads.md5_of(content) != MNIST_FILES[name]:
         raise DataError(
             f"{path} is damaged, or not MNIST's ({len(content)} bytes, wrong MD5); {_again(raw)}"
         )

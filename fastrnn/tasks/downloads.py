@@ -10,6 +10,7 @@ import os
 import ssl
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -69,15 +70,22 @@ def fetch(raw: Path, sums: Mapping[str, str], show: Show = lambda done: None) ->
 
 def _is_whole(raw: Path, name: str, md5: str) -> bool:
     for path in (raw / name, raw / f"{name}.gz"):
-        with (
-            contextlib.suppress(OSError, EOFError, ValueError),
-            reading.opened(path, _LARGEST) as file,
-        ):
-            content = (gzip.GzipFile(fileobj=file) if path.suffix else file).read(_LARGEST)
-            if _md5(content) == md5:
-                return True
-            break  # the unpacked file is the one that is read
+        with contextlib.suppress(OSError):
+            return md5_of(unpacked(path, _LARGEST)) == md5  # only the first that there is is read
     return False
+
+
+def unpacked(path: Path, most: int) -> bytes:
+    """The content of a file, compressed or not; of a longer one, ``most`` + 1 bytes.
+
+    Raises:
+        OSError: it cannot be read or unpacked.
+    """
+    try:
+        with reading.opened(path, most) as file:
+            return (gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file).read(most + 1)
+    except (EOFError, zlib.error) as error:
+        raise OSError(str(error)) from None
 
 
 def _fetch_one(path: Path, md5: str, mirrors: list[str], show: Show) -> None:
@@ -92,7 +100,7 @@ def _fetch_one(path: Path, md5: str, mirrors: list[str], show: Show) -> None:
             why = error.reason if isinstance(error, urllib.error.URLError) else error
             reasons.append(f"{url}: {' '.join(str(why).split()) or type(error).__name__}")
             continue
-        if _md5(content := part.read_bytes()) == md5:
+        if md5_of(content := part.read_bytes()) == md5:
             path.with_suffix("").unlink(missing_ok=True)  # a damaged unpacked one
             files.write(path, content)
             part.unlink()
@@ -137,5 +145,6 @@ def _blocks(response: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _md5(content: bytes) -> str:
+def md5_of(content: bytes) -> str:
+    """The MD5 by which MNIST's mirrors describe their files."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -22,6 +22,7 @@ from fastrnn.training.errors import RunError
 FORMAT = 2  # of the folders that this version writes; see docs/run-format.md
 MOST_JSON = 1 << 26  # bytes of a JSON file
 SUMMARY = "summary.json"
+LEFT = ".*.tmp"  # what killed processes may leave; see temporary_of
 
 
 class TakenError(RunError):
@@ -33,13 +34,18 @@ def version() -> dict[str, Any]:
     return {"format": FORMAT, "fastrnn": backends.fastrnn_version()}
 
 
+def temporary_of(path: Path) -> Path:
+    """Where a file or folder is made before it is moved to its place; LEFT matches it."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write(path: Path, content: bytes) -> None:
     """Replaces a file; if the process dies, either the old or the new file is there, whole.
 
     Raises:
         RunError: it cannot be written; the old file is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     with interrupts.cleanup(lambda: temporary.unlink(missing_ok=True)):
         try:
             with temporary.open("wb") as file:
@@ -124,8 +130,13 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it holds something else.
     """
+    return _parsed(reading.read(path, MOST_JSON))
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """The object in JSON text; raises ValueError if it holds something else."""
     try:
-        value = json.loads(reading.read(path, MOST_JSON))
+        value = json.loads(content)
     except RecursionError as error:
         raise ValueError(error) from None
     if not isinstance(value, dict):
@@ -141,10 +152,8 @@ def damages(folder: Path) -> list[str]:
     path = folder / SUMMARY
     try:
         content = reading.read(path, MOST_JSON)
-        value = json.loads(content)
-        if not isinstance(value, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        value = _parsed(content)
+    except (OSError, ValueError) as error:
         return [f"{path} is damaged ({reading.reason(error)})"]
     if "training_seconds" in value and not value.keys() & {"format", checksums.FIELD, "files"}:
         return []
@@ -166,7 +175,7 @@ def new_folder(folder: Path, remedy: str = "choose another --out") -> Iterator[P
         RunError: no folder can be made there.
     """
     place = _place(folder, remedy)
-    temporary = place.with_name(f".{place.name}.tmp")
+    temporary = temporary_of(place)
     busy = TakenError(f"another process is writing {folder}: wait for it, or {remedy}")
 
     def remove() -> None:
@@ -222,7 +231,7 @@ def _move(temporary: Path, place: Path, folder: Path, remedy: str) -> None:
 
 def _sweep(folder: Path) -> None:
     """Removes temporary folders that killed processes have left."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(LEFT):
         if not (path / locks.NAME).is_file():
             continue
         with contextlib.suppress(BlockingIOError), locks.held(path / locks.NAME, BlockingIOError()):

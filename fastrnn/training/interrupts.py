@@ -10,9 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from fastrnn._signals import NUMBERS
 from fastrnn.training import distributed
-
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _cleanups: list[Callable[[], object]] = []
 _postponing = 0  # how many blocks of postponed() are open

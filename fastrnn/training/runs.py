@@ -116,7 +116,7 @@ class Run:
         busy = f"{self.folder} is being trained by another process: wait for it, or stop it"
         try:
             with locks.held(self.folder / locks.NAME, RunError(busy)) as lock:
-                for path in [*self.folder.glob(".*.tmp"), *self.last.parent.glob(".*.tmp")]:
+                for path in [*self.folder.glob(files.LEFT), *self.last.parent.glob(files.LEFT)]:
                     if path.is_file():
                         path.unlink()
                 yield lock
@@ -182,22 +182,24 @@ class Run:
 
     def still_usable(self) -> str:
         """What to do without a last checkpoint; the end of an error's message."""
-        try:
-            _, record = checkpoints.read(self.previous)
-            self.check(self.previous, record)
-        except RunError:
-            other = "copy it back, or start a new run"
-        else:
+        other = "copy it back, or start a new run"
+        if self._is_whole(self.previous):
             other = (
                 "copy it back, or go on from the checkpoint before it: "
                 f"{shlex.join(['mv', str(self.previous), str(self.last)])}"
             )
+        if self._is_whole(self.best):
+            other += f"; {self.best.name} is whole, so the run can be evaluated"
+        return other
+
+    def _is_whole(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint can be read and belongs to this run."""
         try:
-            _, record = checkpoints.read(self.best)
-            self.check(self.best, record)
+            _, record = checkpoints.read(checkpoint)
+            self.check(checkpoint, record)
         except RunError:
-            return other
-        return f"{other}; {self.best.name} is whole, so the run can be evaluated"
+            return False
+        return True
 
     def extend(self, epochs: int) -> Run:
         """This run with more epochs; a finished one becomes unfinished, and its results go.
@@ -216,7 +218,7 @@ class Run:
 
     def keep_previous(self) -> None:
         """Makes the last checkpoint the previous one too; it stays where it is."""
-        temporary = self.previous.with_name(f".{self.previous.name}.tmp")
+        temporary = files.temporary_of(self.previous)
         with contextlib.suppress(OSError):  # a file system without links keeps no second one
             temporary.unlink(missing_ok=True)
             os.link(self.last, temporary)
