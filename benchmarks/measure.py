@@ -2,6 +2,7 @@
 
 import gc
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -28,6 +29,7 @@ TOLERANCES = {
     "float16": (2e-3, 5e-3),
 }
 MOST_ROUNDS = 200
+BAR = 0.95  # of torch.nn's speed counts as equal
 PEERS: dict[str, ModuleType] = {"torch": nn, "fastrnn": fastrnn}
 
 
@@ -231,3 +233,37 @@ def no_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def least_in_turn(
+    first: Callable[[], float],
+    second: Callable[[], float],
+    *,
+    budget: float,
+    tries: int,
+    rounds: int,
+) -> tuple[float, float, int]:
+    """Times two peers in turn for as long as the second one is slower than BAR.
+
+    Each try adds its times to those of the tries before and lasts longer than them by ``budget``
+    seconds.
+
+    Args:
+        first, second: run a peer and return the least seconds of a call.
+        budget: seconds of the first try.
+        tries: at most.
+        rounds: of a try at least.
+
+    Returns:
+        The least seconds of each, and the number of tries.
+    """
+    least = [math.inf, math.inf]
+    number = 0
+    while number < tries and not least[0] / least[1] >= BAR:
+        number += 1
+        stop, done = time.perf_counter() + number * budget, 0
+        while done < rounds or time.perf_counter() < stop:
+            done += 1
+            for index, peer in enumerate((first, second)):
+                least[index] = min(least[index], peer())
+    return least[0], least[1], number

@@ -7,7 +7,6 @@ if a call remains below the bar. ``--smallest`` measures the cost of the shortes
 """
 
 import argparse
-import contextlib
 import copy
 import gc
 import math
@@ -25,8 +24,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 
-BAR = 0.95  # of the speed before counts as equal
-TOLERANCES = (1e-6, 1e-5)  # forward, gradients; ||a - b|| / ||b||, float32
+from .measure import BAR, TOLERANCES, least_in_turn
+
 RANGES = {"steps": (1, 200), "batch": (1, 128), "input_size": (1, 256), "hidden_size": (4, 256)}
 
 
@@ -131,7 +130,7 @@ def wrong(subject: Subject) -> list[str]:
         found = subject.results()
     problems = []
     for number, (a, b) in enumerate(zip(found, exact, strict=True)):
-        tolerance = TOLERANCES[min(number, 1)]
+        tolerance = TOLERANCES["float32"][min(number, 1)]
         error = float((a.double() - b).norm() / b.norm().clamp_min(1e-3 * b.numel() ** 0.5))
         if not error <= tolerance:
             problems.append(f"{'output' if not number else f'gradient {number}'}: {error:.1e}")
@@ -140,22 +139,21 @@ def wrong(subject: Subject) -> list[str]:
 
 def in_turn(run: Callable[[], Any], budget: float, tries: int = 1) -> tuple[float, float]:
     """Least seconds of a call before and under the patch; longer while the patch slows it down."""
-    least = [math.inf, math.inf]
-    for number in range(1, tries + 1):
-        stop, rounds = time.perf_counter() + number * budget, 0
-        while rounds < 3 or time.perf_counter() < stop:
-            rounds += 1
-            patches: list[Any] = [contextlib.nullcontext, fastrnn.patch_torch]
-            for index, patch in enumerate(patches):
-                with patch():
-                    run()  # finds the caches as the calls after it do
-                    for _ in range(5):
-                        start = time.perf_counter()
-                        run()
-                        least[index] = min(least[index], time.perf_counter() - start)
-        if least[0] / least[1] >= BAR:
-            break
-    return least[0], least[1]
+
+    def least() -> float:
+        run()  # finds the caches as the calls after it do
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def under_the_patch() -> float:
+        with fastrnn.patch_torch():
+            return least()
+
+    return least_in_turn(least, under_the_patch, budget=budget, tries=tries, rounds=3)[:2]
 
 
 def smallest(budget: float) -> None:

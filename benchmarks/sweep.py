@@ -11,7 +11,6 @@ import datetime
 import math
 import random
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +24,9 @@ from fastrnn.backends import BACKENDS
 from . import report
 from .cases import LAYERS, MODES, Case
 from .clocks import HostClock
-from .measure import Times, backend_of, build, check, no_garbage_collection
+from .measure import BAR, Times, backend_of, build, check, least_in_turn, no_garbage_collection
 
 RANGES = ((1, 256), (1, 800), (1, 1024), (8, 1024))  # of B, T, I and H
-BAR = 0.95  # of torch.nn's speed counts as equal
 CALLS = 3  # of one peer in a row, if short; the first finds the other peer's data in the caches
 
 
@@ -75,11 +73,7 @@ def draw(seed: int, shapes: int, bfloat16: int, most_flops: float) -> Iterator[S
 
 
 def measure(shape: Shape, budget: float, tries: int) -> report.Row:
-    """One shape's row of the report; it is measured again while fastrnn is slower than BAR.
-
-    Each try adds its times to those of the tries before and lasts longer than them by ``budget``
-    seconds.
-    """
+    """One shape's row of the report; see :func:`least_in_turn`."""
     torch.set_num_threads(shape.threads)
     row: report.Row = {
         "case": shape.key,
@@ -95,18 +89,14 @@ def measure(shape: Shape, budget: float, tries: int) -> report.Row:
         if row["wrong"]:
             return row
         calls = CALLS if sum(times.total for times in first) < budget / CALLS else 1
-        least = {"torch": math.inf, "fastrnn": math.inf}
-        for number in range(1, tries + 1):
-            stop = time.perf_counter() + number * budget
-            rounds = 0
-            while rounds < 2 or time.perf_counter() < stop:
-                rounds += 1
-                for peer, subject in (("torch", theirs), ("fastrnn", ours)):
-                    times = [subject.call(clock)[0].total for _ in range(calls)]
-                    least[peer] = min(least[peer], *times)
-            if least["torch"] / least["fastrnn"] >= BAR:
-                break
-    for peer, seconds in least.items():
+        *least, number = least_in_turn(
+            lambda: min(theirs.call(clock)[0].total for _ in range(calls)),
+            lambda: min(ours.call(clock)[0].total for _ in range(calls)),
+            budget=budget,
+            tries=tries,
+            rounds=2,
+        )
+    for peer, seconds in zip(("torch", "fastrnn"), least, strict=True):
         row[peer] = asdict(Times(forward=math.nan, backward=math.nan, total=seconds))
     row["tries"] = number
     return row
