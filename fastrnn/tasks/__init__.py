@@ -1,25 +1,45 @@
-"""The tasks on images of digits. Each task's module defines it as ``TASK``."""
+"""The tasks on images of digits, and the models that were trained on them.
+
+``load`` opens a run::
+
+    from fastrnn import tasks
+
+    model = tasks.load("runs/digits")
+    labels, probabilities = model.predict(images)
+"""
 
 from __future__ import annotations
 
-import importlib
+import os
+import warnings
 from typing import TYPE_CHECKING
 
-from fastrnn.training.config import ConfigError
+from fastrnn.tasks.registry import NAMES, get
 
 if TYPE_CHECKING:
-    from fastrnn.tasks.base import PixelTask
+    import torch
 
-NAMES = ("classification", "pixel-prediction", "inpainting")
+    from fastrnn.tasks.trained import TrainedModel
+
+__all__ = ["NAMES", "get", "load"]
 
 
-def get(name: str) -> PixelTask:
-    """The task of this name.
+def load(run: str | os.PathLike[str], *, device: str | torch.device | None = None) -> TrainedModel:
+    """The trained model of a run: what ``fastrnn train`` wrote, from its folder.
+
+    Neither the dataset nor the machine that trained the model is needed. fastrnn chooses the
+    backend of each call; ``with fastrnn.backend(name):`` forces one.
+
+    Args:
+        run: the run's folder. It has to have finished its first epoch; the weights are those of
+            the epoch that was best on the validation set.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; the device that trained the run if not
+            given, or the CPU, with a warning, if that device is not there.
 
     Raises:
-        ConfigError: there is none.
+        RunError: the folder holds no run, or its files are missing or damaged.
+        ConfigError: torch does not see the device.
     """
-    if name not in NAMES:
-        raise ConfigError(f"unknown task {name!r}; the tasks are {', '.join(NAMES)}")
-    task: PixelTask = importlib.import_module(f"fastrnn.tasks.{name.replace('-', '_')}").TASK
-    return task
+    from fastrnn.tasks import trained
+
+    return trained.load(run, device, lambda text: warnings.warn(text, stacklevel=5))

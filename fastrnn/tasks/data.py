@@ -27,6 +27,9 @@ MNIST_LARGEST = 16 + 60_000 * 28 * 28
 MNIST_VALIDATION = 5000  # images, the first ones of the training file
 MNIST_THRESHOLD = 26  # grey value from which a binary pixel is 1: a tenth of 255
 DIGITS_THRESHOLD = 8  # the same for scikit-learn's grey values, 0 to 16
+# The same thresholds for the grey images that load() gives, 0 to 255.
+THRESHOLDS = {"mnist": MNIST_THRESHOLD, "digits": DIGITS_THRESHOLD * 255 // 16}
+_SIZES = {"mnist": (28, 28, 10), "digits": (8, 8, 10)}  # height, width, classes
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A dataset in three parts.
+class ImageFormat:
+    """What the images of a dataset are like; all that a model's shape depends on.
 
     Attributes:
         name: ``mnist`` or ``digits``.
@@ -55,9 +58,6 @@ class Dataset:
         width: of an image, in pixels; P = height * width.
         classes: how many labels there are.
         grey: whether the pixels are grey, not binary.
-        train: images to learn from.
-        validation: images that select the best epoch.
-        test: images that only the finished run is measured on.
     """
 
     name: str
@@ -65,6 +65,29 @@ class Dataset:
     width: int
     classes: int
     grey: bool
+
+
+def image_format(name: str, *, grey: bool) -> ImageFormat:
+    """What the images of ``mnist`` or ``digits`` are like; the dataset need not be there.
+
+    Raises:
+        DataError: the name is another one.
+    """
+    if name not in _SIZES:
+        raise DataError(f"unknown dataset {name!r}; choose {' or '.join(_SIZES)}")
+    return ImageFormat(name, *_SIZES[name], grey)
+
+
+@dataclass(frozen=True)
+class Dataset(ImageFormat):
+    """A dataset in three parts.
+
+    Attributes:
+        train: images to learn from.
+        validation: images that select the best epoch.
+        test: images that only the finished run is measured on.
+    """
+
     train: Split
     validation: Split
     test: Split
@@ -139,7 +162,7 @@ def _digits(grey: bool) -> Dataset:
     images = torch.from_numpy(values.astype(np.uint8))
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     parts = [Split(images[rows], labels[rows]) for rows in (train, validation, test)]
-    return Dataset("digits", 8, 8, 10, grey, *parts)
+    return Dataset("digits", *_SIZES["digits"], grey, *parts)
 
 
 def _mnist(raw: Path, grey: bool) -> Dataset:
@@ -154,7 +177,7 @@ def _mnist(raw: Path, grey: bool) -> Dataset:
         flat = pixels.flatten(1)
         flat = flat if grey else (flat >= MNIST_THRESHOLD).to(torch.uint8)
         parts.append(Split(flat, classes.to(torch.int64)))
-    return Dataset("mnist", 28, 28, 10, grey, *parts)
+    return Dataset("mnist", *_SIZES["mnist"], grey, *parts)
 
 
 def _raw_folder(root: Path) -> Path | None:

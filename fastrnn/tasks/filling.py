@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,30 +49,65 @@ def fill(model: nn.Module, holes: Holes, width: int, show: Callable[[int], None]
         show: called with the number of filled images after each batch.
     """
     own, _ = distributed.share(len(holes))
-    order = [own[rows] for rows in _order(holes.hidden[own])]
     device = next(model.parameters()).device
-    parts = []
+    order, parts = [], []
     done = 0
-    for rows in order:
-        for chunk in rows.split(max(1, BATCH // min(width, 2 ** int(holes.hidden[rows[0]].sum())))):
-            truth, hidden = holes.truth[chunk].to(device), holes.hidden[chunk].to(device)
-            if isinstance(model, Inpainter):
-                filled, nats = from_both_sides(model, truth, hidden)
-                _, true_nats = from_both_sides(model, truth, hidden, forced=True)
-            else:
-                assert isinstance(model, PixelModel)
-                filled, likelihood = by_likelihood(model, truth, hidden, width)
-                nats, true_nats = -likelihood, -pixels.score(model, truth)
-            parts.append((filled.cpu(), nats.cpu(), true_nats.cpu()))
-            done += len(chunk)
-            show(min(done * distributed.size(), len(holes)))
+    for rows in _batches(holes.hidden[own], width):
+        chunk = own[rows]
+        truth, hidden = holes.truth[chunk].to(device), holes.hidden[chunk].to(device)
+        found, nats = _filled(model, truth, hidden, width)
+        if isinstance(model, Inpainter):
+            _, true_nats = from_both_sides(model, truth, hidden, forced=True)
+        else:
+            assert isinstance(model, PixelModel)
+            true_nats = -pixels.score(model, truth)
+        order.append(chunk)
+        parts.append((found.cpu(), nats.cpu(), true_nats.cpu()))
+        done += len(chunk)
+        show(min(done * distributed.size(), len(holes)))
     return Inpainted(*distributed.collected(torch.cat(order), parts, len(holes)))
 
 
-def _order(hidden: Tensor) -> list[Tensor]:
-    """Rows grouped by their number of hidden pixels and by whether the first pixel is hidden."""
+@torch.no_grad()
+def filled(
+    model: nn.Module, images: Tensor, hidden: Tensor, width: int = WIDTH
+) -> tuple[Tensor, Tensor]:
+    """Fills holes in images whose true pixels are not known.
+
+    Args:
+        model: a PixelModel or an Inpainter, in evaluation mode.
+        images: [N, P] uint8, on the model's device; the values of hidden pixels are ignored.
+        hidden: [N, P] bool, any number in each row.
+        width: of the beam, for a PixelModel.
+
+    Returns:
+        The filled images [N, P] uint8 and their nats [N] float64, see :class:`Inpainted`.
+    """
+    done = images.clone()
+    nats = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    for rows in _batches(hidden, width):
+        done[rows], nats[rows] = _filled(model, images[rows], hidden[rows], width)
+    return done, nats
+
+
+def _batches(hidden: Tensor, width: int) -> Iterator[Tensor]:
+    """Rows that can be filled together, at most so many that their fillings are BATCH.
+
+    All rows of a batch have as many hidden pixels, and hide the first pixel or do not.
+    """
     kinds = hidden.sum(1) * 2 + hidden[:, 0]
-    return [(kinds == kind).nonzero()[:, 0] for kind in kinds.unique()]
+    for kind in kinds.unique().tolist():
+        rows = (kinds == kind).nonzero()[:, 0]
+        yield from rows.split(max(1, BATCH // min(width, 2 ** (kind // 2))))
+
+
+def _filled(model: nn.Module, images: Tensor, hidden: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """As :func:`filled`, for one of :func:`_batches`."""
+    if isinstance(model, Inpainter):
+        return from_both_sides(model, images, hidden)
+    assert isinstance(model, PixelModel)
+    found, likelihood = by_likelihood(model, images, hidden, width)
+    return found, -likelihood
 
 
 @torch.no_grad()
@@ -95,6 +130,8 @@ def by_likelihood(
     Returns:
         The filled images [N, P] uint8, and their log-likelihoods [N] float64 in nats.
     """
+    if not hidden.any():
+        return images.clone(), pixels.score(model, images)
     count, size = images.shape
     holes = hidden.nonzero()[:, 1].view(count, -1)
     ends = torch.cat([holes[:, 1:], holes.new_full((count, 1), size)], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,19 @@ from fastrnn.training.config import Config
 from fastrnn.training.errors import RunError
 from fastrnn.training.interrupts import Signals
 from fastrnn.training.runs import Run
-from fastrnn.training.task import Dataset, Split, Task
+from fastrnn.training.task import Split, Task
 
 EVALUATION_BATCH = 1000
 
 
-def restore_model(task: Task, config: Config, dataset: Dataset, run: Run) -> nn.Module:
+def restore_model(task: Task, config: Config, dataset: Any, run: Run) -> nn.Module:
     """The task's model with a run's best weights, on the run's device, in evaluation mode.
+
+    Args:
+        task: of the run.
+        config: the run's settings.
+        dataset: the task's data, or as much of it as its models are made from.
+        run: must have finished its first epoch.
 
     Raises:
         ConfigError: the task has no model for these settings.
