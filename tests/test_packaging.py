@@ -57,7 +57,11 @@ def test_wheel_holds_the_packages_and_the_library_and_nothing_else(wheel: Path) 
     native = {f"fastrnn/kernels/_native/lib{library}.so" for library in libraries}
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if ".dist-info/" not in name}
-    assert packaged == sources | native | {"fastrnn/kernels/_native/build.json", "fastrnn/py.typed"}
+    others = {"fastrnn/kernels/_native/build.json", "fastrnn/py.typed"}
+    page = {
+        file.relative_to(ROOT).as_posix() for file in (ROOT / "fastrnn/tasks/page").iterdir()
+    }
+    assert packaged == sources | native | others | page
 
 
 def test_wheel_serves_every_python(wheel: Path) -> None:
