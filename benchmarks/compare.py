@@ -18,7 +18,7 @@ from rich.console import Console
 import fastrnn
 from fastrnn.backends import BACKENDS
 
-from . import report
+from . import heatmap, report
 from .cases import CELLS, DTYPES, GRIDS, LAYERS, MODES, Case, expand, grid
 from .measure import PEERS, Effort, backend_of, measure, sgemm_rate
 from .memory import peak_memory
@@ -56,6 +56,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--peak-memory", action="store_true", help="of a training step, in processes of their own"
     )
     how.add_argument("--json", type=Path, metavar="FILE", help="write results, or resume from them")
+    how.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw the ratios as a heat map, a PNG file"
+    )
     return parser.parse_args(arguments)
 
 
@@ -122,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(report.table(rows))
     print(*report.means(rows), sep="\n")
     print(", ".join(f"{name} {fact}" for name, fact in facts.items()))
-    return int(any(row["wrong"] for row in rows))
+    failed = bool(options.figure) and heatmap.draw(rows, facts, options.figure)
+    return int(failed or any(row["wrong"] for row in rows))
 
 
 if __name__ == "__main__":

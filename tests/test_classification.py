@@ -117,7 +117,7 @@ class TestFigures:
 class TestPictures:
     def test_confusion_counts_every_test_image(self, digits, monkeypatch):
         drawn: list[torch.Tensor] = []
-        monkeypatch.setattr(figures, "confusion", drawn.append)
+        monkeypatch.setattr(figures, "confusion", lambda counts, worst: drawn.append(counts))
         config = PixelConfig(dataset="digits", device="cpu")
         TASK.figures(TASK.model(config, digits), digits, config)["confusion"]()
         (counts,) = drawn

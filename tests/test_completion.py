@@ -160,8 +160,8 @@ class TestPictures:
             "of two", truth, samples, known=10, predicted=4, captions=["one", "two"]
         )
         texts = [text.get_text() for text in figure.texts]
-        names = ["known", "true", "sample 1", "sample 2", "sample 3"]
-        assert texts == ["of two", *names, "one", "two"]
+        names = ["known", "true", "likeliest", "…", "least likely"]
+        assert texts == ["of two", completion_figures.KEY, *names, "one", "two"]
         (picture,) = figure.images
         colours = {tuple(rgb) for rgb in np.asarray(picture.get_array()).reshape(-1, 3).tolist()}
         kinds = {

@@ -25,19 +25,23 @@ class PixelTask(abc.ABC):
         name: what the command line and config.json call it.
         presets: named settings.
         mnist_preset: the default preset for MNIST: the fastest to train that does well.
+        best_by: the metric that selects the best epoch on validation.
+        units: the unit of each metric, as an axis's label shows it.
         reads_grey: whether the task is defined for grey pixels, not for binary ones alone.
     """
 
     name: str
     presets: Mapping[str, PixelConfig]
     mnist_preset: str
+    best_by: str
+    units: Mapping[str, str]
     reads_grey: bool = False
 
     def default_preset(self, dataset: str) -> str:
         """The name of the preset to use if the user names none."""
         return "digits" if dataset == "digits" else self.mnist_preset
 
-    def model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
+    def model(self, config: PixelConfig, dataset: data.ImageFormat) -> nn.Module:
         """A new model, on the CPU, initialised from torch's global generator.
 
         Raises:
@@ -54,7 +58,7 @@ class PixelTask(abc.ABC):
         return self._new_model(config, dataset)
 
     @abc.abstractmethod
-    def _new_model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
+    def _new_model(self, config: PixelConfig, dataset: data.ImageFormat) -> nn.Module:
         """The model of these settings, which have been checked."""
 
     @abc.abstractmethod

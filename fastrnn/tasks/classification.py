@@ -82,9 +82,11 @@ class Classification(PixelTask):
         ),
     }
     mnist_preset = "gru-32"
+    best_by = "accuracy"
+    units: Mapping[str, str] = {"loss": "nats per image", "accuracy": "% of images"}
     reads_grey = True
 
-    def _new_model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
+    def _new_model(self, config: PixelConfig, dataset: data.ImageFormat) -> nn.Module:
         how = config.initialisation
         return Classifier(*config.layers, dataset.classes, initialisation=how)
 
@@ -117,13 +119,18 @@ class Classification(PixelTask):
     def figures(
         self, model: nn.Module, dataset: data.Dataset, config: PixelConfig
     ) -> dict[str, Callable[[], Figure]]:
-        """The confusion matrix of the test set."""
-        counts = torch.zeros(dataset.classes, dataset.classes, dtype=torch.int64)
+        """The confusion matrix of the test set, with images of the worst confusions."""
+        test = dataset.test
         model.eval()
-        for x, labels in evaluation.batches(self, dataset.test, config):
-            pairs = torch.stack([labels, model(x).argmax(1)]).cpu()
-            counts.index_put_(tuple(pairs), torch.ones(1, dtype=torch.int64), accumulate=True)
-        return {"confusion": lambda: figures.confusion(counts)}
+        parts = [model(x).argmax(1).cpu() for x, _ in evaluation.batches(self, test, config)]
+        labels, predicted = test.labels.cpu(), torch.cat(parts)
+        classes = dataset.classes
+        pairs = labels * classes + predicted
+        counts = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+        images = test.images.view(-1, dataset.height, dataset.width).cpu()
+        seen = images / 255 if dataset.grey else images.float()
+        worst = figures.worst(seen, labels, predicted, classes)
+        return {"confusion": lambda: figures.confusion(counts, worst)}
 
 
 TASK = Classification()

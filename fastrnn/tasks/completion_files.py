@@ -16,7 +16,7 @@ from fastrnn.training import figures, files
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURED = 10  # images in a figure
+PICTURED = 8  # images in a figure
 
 
 def write(
@@ -103,13 +103,16 @@ def draw(
     """
     known = done.images.shape[1] - done.window
     true = done.true_nats(lengths)
-    shaped = done.images.view(-1, *shape), _completed(done).view(len(done.rows), -1, *shape)
+    sampled = done.sample_nats(lengths)
+    truth, samples = done.images.view(-1, *shape), _completed(done)
     for name, (title, chosen, k) in sets(done, lengths).items():
 
         def make(title: str = title, chosen: Tensor = chosen, k: int = k) -> Figure:
+            shown = completion_figures.ranks(sampled[chosen, :, k])
             return completion_figures.completions(
                 title,
-                *(images[chosen] for images in shaped),
+                truth[chosen],
+                samples[chosen[:, None], shown].view(*shown.shape, *shape),
                 known=known,
                 predicted=lengths[k],
                 captions=[
@@ -142,9 +145,9 @@ def sets(done: Completions, lengths: Sequence[int]) -> dict[str, tuple[str, Tens
     for k, length in enumerate(lengths):
         end = "next pixel" if length == 1 else f"next {length} pixels"
         orders = {
-            "fail": (f"FAIL: true {end} least likely, {count}", -true[:, k]),
-            "good": (f"GOOD: true {end} most likely, {count}", true[:, k]),
-            "var": (f"VAR: sampled {end} most varied, {count}", -variance[:, k]),
+            "fail": (f"the true {end} least likely, {count}", -true[:, k]),
+            "good": (f"the true {end} most likely, {count}", true[:, k]),
+            "var": (f"the drawn {end} most varied, {count}", -variance[:, k]),
         }
         for name, (title, key) in orders.items():
             found[f"{name}/{length}.png"] = (title, key.sort(stable=True).indices, k)

@@ -15,7 +15,7 @@ from fastrnn.tasks.filling import Inpainted, metrics
 from fastrnn.tasks.holes import Holes
 from fastrnn.training import figures, files
 
-PICTURED = 12  # images in a figure
+PICTURED = 8  # images in a figure
 
 
 def write(folder: Path, holes: Holes, found: Inpainted, facts: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATCHES = 6  # hidden in each image of a training batch
 SPREAD = 0.18  # standard deviation of a patch's place, as a share of the image's side
 LEARNT = 0.5  # share of the known pixels that count in the loss; they outnumber the hidden ones
-EXAMPLES = 12  # test images in the figure
+EXAMPLES = 8  # test images in the figure
 
 
 def _best(hidden_size: int, learning_rate: float) -> PixelConfig:
@@ -56,8 +56,14 @@ class Inpainting(PixelTask):
         ),
     }
     mnist_preset = "best-gru-64"
+    best_by = "hidden_loss"
+    units: Mapping[str, str] = {
+        "loss": "nats per image",
+        "hidden_loss": "nats per pixel",
+        "accuracy": "% of hidden pixels",
+    }
 
-    def _new_model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
+    def _new_model(self, config: PixelConfig, dataset: data.ImageFormat) -> nn.Module:
         how = config.initialisation
         return Inpainter(dataset.height, dataset.width, *config.layers, initialisation=how)
 

@@ -71,8 +71,10 @@ class PixelPrediction(PixelTask):
         ),
     }
     mnist_preset = "gru-32"
+    best_by = "loss"
+    units: Mapping[str, str] = {"loss": "nats per image", "accuracy": "% of pixels"}
 
-    def _new_model(self, config: PixelConfig, dataset: data.Dataset) -> nn.Module:
+    def _new_model(self, config: PixelConfig, dataset: data.ImageFormat) -> nn.Module:
         return PixelModel(*config.layers, initialisation=config.initialisation)
 
     def noise(

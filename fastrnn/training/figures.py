@@ -1,4 +1,8 @@
-"""Figures of any run. matplotlib loads on first use and only writes files."""
+"""Figures of any run, and the style of all figures.
+
+matplotlib loads on first use and only writes files. Figures are made for pages that show them about
+900 pixels wide: at DPI, that is WIDTH.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,48 @@ import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastrnn.training import files, reading
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 150
+WIDTH = 6.0  # inches of a figure that fills a page
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
+)  # fmt: skip
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
+DASHES = ("-", "--", ":", "-.")  # the second seven curves are dashed, and so on
+GREY = "#555555"
+STYLE: Any = {
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.facecolor": "white",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -27,36 +65,105 @@ def save(figure: Figure, path: Path) -> None:
     files.write(path, content.getvalue())
 
 
-def draw(make: Callable[[], Figure], path: Path, warn: Callable[[str], None]) -> None:
-    """Makes a figure and writes it; whatever fails is a warning, for no result depends on it."""
+def draw(make: Callable[[], Figure], path: Path, warn: Callable[[str], None]) -> bool:
+    """Makes a figure in our style and writes it; whatever fails is a warning.
+
+    No result depends on a picture. Returns whether it was written.
+    """
     # That its cache cannot be written costs time alone.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
+        import matplotlib as mpl
+
         path.parent.mkdir(exist_ok=True)
-        save(make(), path)
+        with mpl.rc_context(STYLE):
+            save(make(), path)
     except Exception as error:
         warn(f"no picture {path} ({type(error).__name__}: {reading.reason(error)})")
+        return False
+    return True
 
 
-def curves(history: Sequence[Mapping[str, float]]) -> Figure:
+def label(name: str, unit: str | None) -> str:
+    """A metric with its unit, as an axis shows it."""
+    return f"{name.replace('_', ' ')}, {unit}" if unit else name.replace("_", " ")
+
+
+def plotted(values: Sequence[float], unit: str | None) -> list[float]:
+    """Values in their unit: shares become percentages."""
+    return [100 * value for value in values] if unit and unit.startswith("%") else list(values)
+
+
+def curves(
+    history: Sequence[Mapping[str, float]],
+    units: Mapping[str, str] | None = None,
+    best_epoch: int = 0,
+) -> Figure:
     """A panel per metric that training and validation share, over the epochs.
 
     Args:
         history: the rows of metrics.csv.
+        units: of the metrics, by name.
+        best_epoch: the epoch to mark, counted from 1; 0 for none.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     names = [key.removeprefix("train_") for key in history[0] if key.startswith("train_")]
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(4.8 * len(names), 3.6), layout="constrained")
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for split in ("train", "validation"):
-            values = [row[f"{split}_{name}"] for row in history]
-            panel.plot(epochs, values, label=split, marker="." if len(epochs) < 50 else None)
-        panel.set(xlabel="epoch", title=name.replace("_", " "))
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
+    size = (max(WIDTH, 2.6 * len(names)), 2.9)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        unit = (units or {}).get(name)
+        for split, colour, dash in (("train", BLUE, "--"), ("validation", RED, "-")):
+            values = plotted([row[f"{split}_{name}"] for row in history], unit)
+            marker = "o" if len(epochs) == 1 else None
+            panel.plot(epochs, values, dash, label=split, color=colour, marker=marker)
+            if split == "validation" and best_epoch:
+                panel.plot(
+                    best_epoch, values[best_epoch - 1], "o", color=colour,
+                    label=f"best, epoch {best_epoch}",
+                )  # fmt: skip
+        panel.set(title=name.replace("_", " "), ylabel=unit or "")
+        over_epochs(panel)
+    panels[-1].legend()
+    return figure
+
+
+def over_epochs(panel: Axes) -> None:
+    """Labels a panel whose x axis counts epochs."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.set(xlabel="epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(visible=True)
+
+
+def comparison(
+    runs: Mapping[str, Sequence[float]], name: str, unit: str | None, lower_is_better: bool
+) -> Figure:
+    """A metric of several runs on validation, over the epochs.
+
+    Args:
+        runs: values after each epoch, by the run's name.
+        name: of the metric.
+        unit: of the metric.
+        lower_is_better: whether small values are good; then they get more room.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    panel = figure.subplots()
+    for number, (run, values) in enumerate(runs.items()):
+        shown = plotted(values, unit)
+        dash = DASHES[number // len(COLOURS) % len(DASHES)]
+        colour = COLOURS[number % len(COLOURS)]
+        epochs = range(1, len(shown) + 1)
+        panel.plot(epochs, shown, dash, color=colour, label=run)
+        if shown:
+            best = (min if lower_is_better else max)(shown)
+            panel.plot(shown.index(best) + 1, best, "o", color=colour)
+    panel.set(title=f"{name.replace('_', ' ')} on validation; dots: best epochs", ylabel=unit or "")
+    over_epochs(panel)
+    figure.legend(loc="outside lower left", ncols=2 if len(runs) > 3 else 1)
     return figure

@@ -41,9 +41,16 @@ class Task(Protocol):
 
     The loop hands a task's own config, dataset and splits back to it, so their types are Any here;
     a task declares the classes it works with.
+
+    Attributes:
+        name: what the command line and config.json call it.
+        best_by: the metric of :meth:`measure` that selects the best epoch on validation.
+        units: the unit of each metric, as an axis's label shows it.
     """
 
     name: str
+    best_by: str
+    units: Mapping[str, str]
 
     def model(self, config: Any, dataset: Any) -> nn.Module:
         """A new model, on the CPU, initialised from torch's global generator.
