@@ -12,27 +12,37 @@ from fastrnn.cli import options
 
 def complete(
     run: Annotated[Path, typer.Argument(help="Folder of a run of pixel-prediction.")],
-    images: Annotated[int, typer.Option(help="Test images to complete.")] = 100,
-    samples: Annotated[int, typer.Option(help="Completions per image.")] = 10,
+    images: Annotated[int, typer.Option(help="Test images to complete, chosen at random.")] = 100,
+    samples: Annotated[int, typer.Option(help="Completions to draw per image.")] = 10,
     pixels: Annotated[
         str | None,
-        typer.Option(help="Lengths to judge, as in 1,10,28,300; the longest is drawn."),
+        typer.Option(
+            help="Lengths to judge, in pixels; the longest is drawn.",
+            show_default="1,10,28,300; 1,4,8,22 for 8×8 digits",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of images and of the samples.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder; RUN/completions if not given.")
+        Path | None,
+        typer.Option(help="A new folder for the results.", show_default="RUN/completions"),
     ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = None,
     backend: options.Backend = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Remove the end of test images, draw it from the model, and judge the result."""
+    """Draw the end of test images from a pixel model.
+
+    The last pixels of each image are removed and drawn several times. The model's cross-entropy
+    of the true and of the drawn pixels is reported in nats per image.
+    """
     from fastrnn.cli import runs
-    from fastrnn.tasks import completion, completion_files, memory
+    from fastrnn.tasks import completion, completion_files, memory, opening
     from fastrnn.tasks.models import PixelModel
     from fastrnn.training import report
 
-    found = runs.open_trained(run, data_dir, device, backend, "pixel-prediction")
+    found = opening.open_trained(run, data_dir, device, backend, "pixel-prediction")
     model, data = found.model, found.dataset
     assert isinstance(model, PixelModel)
     lengths = completion.checked_lengths(pixels, data)
@@ -42,9 +52,10 @@ def complete(
     samples_of_all = images * samples * (9 * max(lengths) + data.height * data.width)
     memory.check(samples_of_all, "completing", "make --images or --samples smaller")
     target = out or run / "completions"
-    output = report.Output()
+    output = report.Output(level=-quiet)
+    bar = report.Output(stderr=True, level=-quiet)
     with runs.results(target) as folder:
-        with runs.progress("completing", images) as show, found.config.use_backend():
+        with bar.progress("completing", images) as show, found.config.use_backend():
             done = completion.complete(
                 model,
                 data.test,
@@ -62,11 +73,15 @@ def complete(
         }
         if folder:
             completion_files.write(folder, done, lengths, facts)
-    output.print(f"{images} images × {samples} samples in {done.seconds:.2f} s: {target}")
-    for row in completion.means(done, lengths):
-        output.print(
-            f"{row['pixels']:4} pixels: true {row['true_nats']:8.3f}, "
-            f"sampled {row['sample_nats']:8.3f} nats per image"
-        )
+    if as_json:
+        table = completion.means(done, lengths)
+        output.json({"folder": str(target), **facts, "seconds": done.seconds, "means": table})
+    else:
+        output.print(f"{images} images × {samples} samples in {done.seconds:.2f} s: {target}")
+        for row in completion.means(done, lengths):
+            output.print(
+                f"{row['pixels']:4} pixels: true {row['true_nats']:8.3f}, "
+                f"sampled {row['sample_nats']:8.3f} nats per image"
+            )
     if folder:
         completion_files.draw(target, done, lengths, (data.height, data.width), output.warn)

@@ -12,21 +12,31 @@ from fastrnn.cli import options
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Images: train, validation or test.")] = "test",
     data_dir: options.DataDir = None,
     device: options.Device = None,
     backend: options.Backend = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Measure the weights of a run's best epoch on a split of the data."""
+    """Measure a run's best weights on a split of the data.
+
+    These are the weights of the epoch that was best on the validation set. Losses are in nats per
+    image, or per hidden pixel.
+    """
     from fastrnn import tasks
-    from fastrnn.cli import runs
+    from fastrnn.tasks import opening
     from fastrnn.training import evaluation, report
     from fastrnn.training.config import ConfigError
 
     if split not in ("train", "validation", "test"):
-        raise ConfigError(f"--split is {split!r}; expected train, validation or test")
-    task, config, data, model = runs.open_trained(run, data_dir, device, backend, *tasks.NAMES)
+        close = options.suggestion(split, ("train", "validation", "test"))
+        raise ConfigError(f"--split is {split!r}; expected train, validation or test{close}")
+    task, config, data, model = opening.open_trained(run, data_dir, device, backend, *tasks.NAMES)
     with config.use_backend():
         metrics = evaluation.evaluate(task, model, getattr(data, split), config)
-    text = runs.described({f"{split}_{name}": value for name, value in metrics.items()}, split)
-    report.Output().print(text)
+    named = {f"{split}_{name}": value for name, value in metrics.items()}
+    output = report.Output()
+    if as_json:
+        output.json({"run": str(run), "split": split, **named})
+    else:
+        output.print(report.described(named, split))

@@ -29,34 +29,47 @@ def inpaint(
     ] = "square",
     images: Annotated[
         int | None,
-        typer.Option(help="Test images, from the first on; up to 1000 if not given."),
+        typer.Option(
+            help="Test images, from the first on.", show_default="1000, or all if there are fewer"
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Share of white from which a test image's pixel is 1; as in training if not given."
+            help="Share of white, above 0 up to 1, from which a pixel is 1.",
+            show_default="as in training",
         ),
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(help="For a run of pixel-prediction: fillings to follow; 256 if not given."),
+        typer.Option(
+            help="For a run of pixel-prediction: fillings to follow per image.",
+            show_default="256",
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the holes' places; 0 if not given.")
+        int | None, typer.Option(help="Seed of the holes' places.", show_default="0")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder; RUN/inpainted-HOLES if not given.")
+        Path | None,
+        typer.Option(help="A new folder for the results.", show_default="RUN/inpainted-HOLES"),
     ] = None,
     data_dir: options.DataDir = None,
     device: options.Device = None,
     backend: options.Backend = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Fill holes in test images or in a file's images, and compare with the true pixels."""
+    """Fill holes in images, and compare with the true pixels.
+
+    The images are the test set's, or those of a file. The model's cross-entropy of the filled and
+    of the true image is reported in nats per image.
+    """
     from fastrnn.cli import runs
-    from fastrnn.tasks import filling, filling_files
+    from fastrnn.tasks import filling, filling_files, opening
     from fastrnn.training import report
 
-    found = runs.open_trained(run, data_dir, device, backend, "pixel-prediction", "inpainting")
+    found = opening.open_trained(run, data_dir, device, backend, "pixel-prediction", "inpainting")
     if width is not None:
         options.check_number("--width", width, 1)
         if found.task.name != "pixel-prediction":
@@ -66,10 +79,11 @@ def inpaint(
     data = found.dataset
     wanted = _holes(holes, images, threshold, seed, data, found.config)
     target = out or run / f"inpainted-{Path(holes).stem}"
-    output = report.Output()
+    output = report.Output(level=-quiet)
+    bar = report.Output(stderr=True, level=-quiet)
     with runs.results(target) as folder:
         start = time.perf_counter()
-        with runs.progress("in-painting", len(wanted)) as show, found.config.use_backend():
+        with bar.progress("in-painting", len(wanted)) as show, found.config.use_backend():
             done = filling.fill(found.model, wanted, width or filling.WIDTH, show)
         facts = {
             "task": found.task.name,
@@ -81,12 +95,16 @@ def inpaint(
         if folder:
             filling_files.write(folder, wanted, done, facts)
     metrics = filling.metrics(wanted, done)
-    output.print(
-        f"{len(wanted)} images in {facts['seconds']:.2f} s: {target}\n"
-        f"all right {metrics['exact_accuracy']:.2%}, pixels right {metrics['pixel_accuracy']:.2%}; "
-        f"in-painted {metrics['inpainted_nats']:.4f}, true {metrics['true_nats']:.4f} "
-        "nats per image"
-    )
+    if as_json:
+        output.json({"folder": str(target), **facts, **metrics})
+    else:
+        output.print(
+            f"{len(wanted)} images in {facts['seconds']:.2f} s: {target}\n"
+            f"all right {metrics['exact_accuracy']:.2%}, "
+            f"pixels right {metrics['pixel_accuracy']:.2%}\n"
+            f"in-painted {metrics['inpainted_nats']:.4f}, true {metrics['true_nats']:.4f} "
+            "nats per image"
+        )
     if folder:
         filling_files.draw(target, wanted, done, (data.height, data.width), output.warn)
 

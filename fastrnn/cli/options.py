@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +18,36 @@ if TYPE_CHECKING:
 *_OTHERS, _LAST = ("auto", *backends.BACKENDS)
 
 Backend = Annotated[
-    str | None, typer.Option(help=f"Backend to force: {', '.join(_OTHERS)} or {_LAST}.")
+    str | None,
+    typer.Option(
+        help=f"Backend to force: {', '.join(_OTHERS)} or {_LAST}.",
+        show_default="the run's; auto for a new one",
+    ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that holds MNIST/raw, as torchvision lays it out.", show_default=False
+        help="Folder that holds MNIST/raw, as torchvision lays it out.",
+        show_default="the run's; $FASTRNN_DATA or data for a new one",
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Device: auto, cpu, cuda or cuda:N.", show_default="the run's; auto for a new one"
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no notes.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details too.")]
+
+
+def suggestion(given: str, names: Iterable[str]) -> str:
+    """``; did you mean NAME?`` if a name is close to what was given, else nothing."""
+    close = difflib.get_close_matches(given, list(names), 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check_images(images: int, dataset: Dataset) -> None:

@@ -16,11 +16,16 @@ from fastrnn.cli import options
 from fastrnn.training.config import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastrnn.tasks.base import PixelTask
     from fastrnn.tasks.config import PixelConfig
     from fastrnn.tasks.data import Dataset
     from fastrnn.training import report
     from fastrnn.training.runs import Run
+    from fastrnn.training.tensorboard import Watch
+
+PRESET = "the preset's"
 
 # What may be given with --resume: what neither shapes the weights nor counts the steps, and more
 # epochs.
@@ -32,52 +37,86 @@ def train(
         str | None, typer.Argument(help="classification, pixel-prediction or inpainting.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Named settings (fastrnn presets lists them).")
+        str | None,
+        typer.Option(
+            help="Named settings (fastrnn presets lists them).",
+            show_default="digits, or a quick one for MNIST",
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="mnist, digits (8×8, bundled), or auto: MNIST where it is found."),
+        typer.Option(
+            help="mnist, digits (8×8, bundled), or auto: MNIST where it is found.",
+            show_default="auto",
+        ),
     ] = None,
     data_dir: options.DataDir = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch MNIST if missing.")] = False,
-    pixels: Annotated[str | None, typer.Option(help="binary or grey.")] = None,
-    cell: Annotated[str | None, typer.Option(help="LSTM, GRU or GRU-reset-before.")] = None,
-    hidden_size: Annotated[int | None, typer.Option(help="Units of each layer.")] = None,
-    num_layers: Annotated[int | None, typer.Option(help="Recurrent layers.")] = None,
-    initialisation: Annotated[
-        str | None, typer.Option(help="torch, tensorflow, orthogonal or chrono.")
+    pixels: Annotated[str | None, typer.Option(help="binary or grey.", show_default=PRESET)] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="LSTM, GRU or GRU-reset-before.", show_default=PRESET)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam, at its peak.")] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option(help="Units of each layer.", show_default=PRESET)
+    ] = None,
+    num_layers: Annotated[
+        int | None, typer.Option(help="Recurrent layers.", show_default=PRESET)
+    ] = None,
+    initialisation: Annotated[
+        str | None,
+        typer.Option(help="torch, tensorflow, orthogonal or chrono.", show_default=PRESET),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training set.", show_default=PRESET)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step.", show_default=PRESET)
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of Adam, at its peak.", show_default=PRESET),
+    ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="constant, or cosine: down to 0 at the end.")
+        str | None,
+        typer.Option(help="constant, or cosine: down to 0 at the end.", show_default=PRESET),
     ] = None,
     warmup: Annotated[
-        float | None, typer.Option(help="Share of the steps in which the rate rises.")
+        float | None,
+        typer.Option(
+            help="Share of the steps, from 0 to 1, in which the rate rises.", show_default=PRESET
+        ),
     ] = None,
     clip: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradient; 0: no limit.")
+        float | None,
+        typer.Option(help="Largest norm of the gradient; 0: no limit.", show_default=PRESET),
     ] = None,
     input_dropout: Annotated[
-        float | None, typer.Option(help="Share of the pixels that are set to 0 in training.")
+        float | None,
+        typer.Option(
+            help="Share of the pixels, from 0 to 1, that are set to 0 in training.",
+            show_default=PRESET,
+        ),
     ] = None,
     device: options.Device = None,
     backend: options.Backend = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random numbers.", show_default="0")
+    ] = None,
     checkpoint_seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds between checkpoints within an epoch; 60 if not given."),
+        typer.Option(help="Seconds between checkpoints within an epoch.", show_default="60"),
     ] = None,
     accumulate: Annotated[
         int | None,
         typer.Option(
             help="Parts of a batch to work on one after the other, for batches that do not fit "
-            "into memory; 1 if not given."
+            "into memory.",
+            show_default="1",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; runs/TASK-PRESET-TIME if not given.")
+        Path | None,
+        typer.Option(help="A new folder for the run.", show_default="runs/TASK-PRESET-TIME"),
     ] = None,
     resume: Annotated[
         Path | None,
@@ -85,9 +124,20 @@ def train(
             help="Continue this run with its own settings; with --epochs, also a finished one."
         ),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves to RUN/tensorboard as well.")
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
-    """Train a task. Settings that no option gives come from the preset."""
+    """Train a model on a task, or go on with a run.
+
+    Settings that no option gives come from the preset. A run that was stopped, in whatever way,
+    continues with --resume and ends with the same weights.
+    """
     from fastrnn import tasks
+    from fastrnn.training import report
+    from fastrnn.training import tensorboard as board
 
     given = {
         "dataset": dataset,
@@ -113,15 +163,20 @@ def train(
     if task is None:
         raise ConfigError(f"no task is given; the tasks are {', '.join(tasks.NAMES)}")
     selected = tasks.get(task)
+    output = report.Output(lasting=True, level=verbose - quiet)
+    if tensorboard:
+        board.writer()  # raises an error before anything is written
     if resume is None:
-        _start(selected, preset, given, data_dir, out, download=download)
+        job = _start(selected, preset, given, data_dir, out, output, download=download)
+        _train(selected, *job, output, tensorboard=tensorboard)
         return
     extra = [name for name in given if name not in RESUMED]
     if extra := [*extra, *(["preset"] if preset else []), *(["out"] if out else [])]:
         raise ConfigError(
             f"--resume takes the settings of {resume / 'config.json'}: drop {', '.join(extra)}"
         )
-    _resume(selected, resume, given, data_dir, download=download)
+    if resumed := _resume(selected, resume, given, data_dir, output, download=download):
+        _train(selected, *resumed, output, tensorboard=tensorboard)
 
 
 def _start(
@@ -130,20 +185,23 @@ def _start(
     given: dict[str, Any],
     data_dir: Path | None,
     out: Path | None,
+    output: report.Output,
     *,
     download: bool,
-) -> None:
-    """Trains in a new folder."""
+) -> tuple[PixelConfig, Dataset, Run]:
+    """The settings and data of a new run, and its folder."""
     from fastrnn.tasks.config import PixelConfig
     from fastrnn.tasks.data import default_folder, how_to_get_mnist
-    from fastrnn.training import distributed, loop, report
+    from fastrnn.training import distributed, loop
     from fastrnn.training.runs import Run
 
     if preset is not None and preset not in task.presets:
-        raise ConfigError(f"{task.name} has no preset {preset!r}; it has {', '.join(task.presets)}")
+        raise ConfigError(
+            f"{task.name} has no preset {preset!r}; it has {', '.join(task.presets)}"
+            f"{options.suggestion(preset, task.presets)}"
+        )
     if data_dir is not None:
         given["data_dir"] = str(data_dir.absolute())
-    output = report.Output(lasting=True)
     named = PixelConfig(**given)
     data = _load(named, download=download)
     preset = preset or task.default_preset(data.name)
@@ -156,8 +214,8 @@ def _start(
         folder = Path(config.data_dir) if config.data_dir else default_folder()
         config = dataclasses.replace(config, data_dir=str(folder.absolute()))
     elif wanted.dataset == "auto":
-        output.print(
-            f"MNIST was not found, so the bundled 8×8 digits are used; {how_to_get_mnist()}"
+        output.note(
+            f"MNIST was not found, so the bundled 8×8 digits are used;\n{how_to_get_mnist()}"
         )
     loop.check(task, config, data)
     content = {"task": task.name, "preset": preset, "settings": dataclasses.asdict(config)}
@@ -166,7 +224,7 @@ def _start(
         run = Run.create(out, content) if out else _create(f"{task.name}-{preset}", content)
     run = distributed.broadcast(run)
     assert run is not None
-    _train(task, config, data, run, output)
+    return config, data, run
 
 
 def _create(name: str, content: dict[str, Any]) -> Run:
@@ -183,32 +241,37 @@ def _create(name: str, content: dict[str, Any]) -> Run:
 
 
 def _resume(
-    task: PixelTask, folder: Path, given: dict[str, Any], data_dir: Path | None, *, download: bool
-) -> None:
-    """Continues a run that was stopped, or extends one."""
-    from fastrnn.cli import runs
-    from fastrnn.training import distributed, report
+    task: PixelTask,
+    folder: Path,
+    given: dict[str, Any],
+    data_dir: Path | None,
+    output: report.Output,
+    *,
+    download: bool,
+) -> tuple[PixelConfig, Dataset, Run] | None:
+    """The settings and data of a run that goes on, and its folder; None if it is finished."""
+    from fastrnn.tasks import opening
+    from fastrnn.training import distributed
 
     epochs = given.pop("epochs", None)
-    run, stored, config = runs.open_run(folder, data_dir, **given)
+    run, stored, config = opening.open_run(folder, data_dir, **given)
     if stored.name != task.name:
         raise ConfigError(
             f"{folder} is a run of {stored.name}, not of {task.name}: {_to_resume(stored, folder)}"
         )
-    output = report.Output(lasting=True)
     if epochs is not None and epochs != config.epochs:
         if epochs < config.epochs:
             raise ConfigError(f"--epochs is {epochs}; {folder} has {config.epochs} already")
         config = dataclasses.replace(config, epochs=epochs)
         run = distributed.broadcast(run.extend(epochs) if distributed.first() else run)
     elif distributed.broadcast(run.finished):
-        more = f"{_to_resume(task, folder)} --epochs N"
         output.print(
-            f"{folder} is finished: fastrnn evaluate {shlex.quote(str(folder))}, or train it for "
-            f"more epochs: {more}"
+            f"{folder} is finished. To evaluate it, or to train it for more epochs:\n"
+            f"fastrnn evaluate {shlex.quote(str(folder))}\n"
+            f"{_to_resume(task, folder)} --epochs N"
         )
-        return
-    _train(task, config, _load(config, download=download), run, output)
+        return None
+    return config, _load(config, download=download), run
 
 
 def _load(config: PixelConfig, *, download: bool) -> Dataset:
@@ -226,23 +289,54 @@ def _to_resume(task: PixelTask, folder: Path) -> str:
 
 
 def _train(
-    task: PixelTask, config: PixelConfig, data: Dataset, run: Run, output: report.Output
+    task: PixelTask,
+    config: PixelConfig,
+    data: Dataset,
+    run: Run,
+    output: report.Output,
+    *,
+    tensorboard: bool,
 ) -> None:
     """Trains in a folder until the run's end or a signal."""
     from fastrnn.cli import runs
     from fastrnn.training import distributed, loop
     from fastrnn.training.interrupts import Interrupted
+    from fastrnn.training.report import described, duration
 
-    several = f", {n} processes" if (n := distributed.size()) > 1 else ""
-    output.print(f"{task.name} on {data.name}: {run.folder}{several}")
+    output.note(f"{task.name} on {data.name}: {run.folder}")
+    if (several := distributed.size()) > 1:
+        output.note(f"{several} processes")
     placed = dataclasses.replace(config, device=distributed.device(config.device))
     try:
-        summary = loop.train(task, placed, data, run, output, runs.command_line())
+        with _watched(run, output, wanted=tensorboard) as watch:
+            summary = loop.train(task, placed, data, run, output, runs.command_line(), watch)
     except Interrupted as stop:
-        output.print(f"{stop}; to continue: {_to_resume(task, run.folder)}")
+        output.print(f"{stop}; to continue:\n{_to_resume(task, run.folder)}")
         raise typer.Exit(128 + stop.number) from None
-    output.print(
-        f"{runs.described(summary, 'test_')} (the weights of epoch {summary['best_epoch']}, best "
-        f"on validation)\n{summary['training_seconds']:.1f} s, "
-        f"{summary['images_per_second']:,.0f} images/s, backend {summary['backend']}"
+    output.print(described(summary, "test_"))
+    output.note(
+        f"weights of epoch {summary['best_epoch']}, the best on validation\n"
+        f"{duration(summary['training_seconds'])}, {summary['images_per_second']:,.0f} images/s, "
+        f"backend {summary['backend']}"
     )
+
+
+@contextlib.contextmanager
+def _watched(run: Run, output: report.Output, *, wanted: bool) -> Iterator[Watch | None]:
+    """What writes curves for TensorBoard, if they are wanted or the run has some already."""
+    from fastrnn.training import distributed
+    from fastrnn.training import tensorboard as board
+
+    if not distributed.first() or not (wanted or (run.folder / board.FOLDER).is_dir()):
+        yield None
+        return
+    try:
+        board.writer()
+    except ConfigError as error:
+        if wanted:
+            raise
+        output.warn(f"{run.folder / board.FOLDER} gets no more curves: {error}")
+        yield None
+        return
+    with board.board(run.folder, output.warn) as watch:
+        yield watch

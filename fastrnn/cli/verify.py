@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastrnn.cli import options
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,9 +17,14 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a run, or one that complete or inpaint wrote.")
     ],
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Compare a folder's files with their checksums; exit status 1 if one is damaged."""
-    from fastrnn.training import files
+    """Compare a folder's files with their checksums.
+
+    What is damaged, missing or of another run is printed, a line each, and the exit status is 1.
+    """
+    from fastrnn.training import files, report
     from fastrnn.training.errors import RunError
 
     if not folder.is_dir():
@@ -28,20 +35,25 @@ def verify(
     found = list(_of_run(folder)) if is_run else []
     if (folder / files.SUMMARY).exists():
         found += files.damages(folder)
-    for line in found:
-        print(line)
+    output = report.Output(level=-quiet)
+    if as_json:
+        output.json({"folder": str(folder), "whole": not found, "damages": found})
+    else:
+        for line in found:
+            output.print(line)
+        if not found:
+            output.note(f"{folder} is whole")
     if found:
         raise typer.Exit(1)
-    print(f"{folder} is whole")
 
 
 def _of_run(folder: Path) -> Iterator[str]:
     """What is wrong with a run's settings and checkpoints, a line each."""
-    from fastrnn.cli import runs
+    from fastrnn.tasks import opening
     from fastrnn.training import checkpoints, files, reading
     from fastrnn.training.errors import RunError
 
-    run, _, _ = runs.open_run(folder, None)
+    run, _, _ = opening.open_run(folder)
     history = None
     for path in (run.last, run.previous, run.best):
         if not path.exists():

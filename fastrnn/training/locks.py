@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 NAME = ".lock"
+_TRIES = 3  # of taking a lock, for taken() may hold it for a moment
 
 
 @contextlib.contextmanager
@@ -30,7 +32,7 @@ def held(path: Path, taken: Exception) -> Iterator[int]:
             continue
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
             except BlockingIOError:
                 raise taken from None
             except OSError:
@@ -40,6 +42,32 @@ def held(path: Path, taken: Exception) -> Iterator[int]:
                 return
         finally:
             os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.02)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def taken(path: Path) -> bool:
+    """Whether another process holds the lock of a file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_at(descriptor: int, path: Path) -> bool:

@@ -26,11 +26,12 @@ from fastrnn.training.interrupts import Interrupted, Signals
 from fastrnn.training.report import Output
 from fastrnn.training.runs import Run
 from fastrnn.training.task import Dataset, Split, Task
+from fastrnn.training.tensorboard import Watch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOW_SECONDS = 0.2  # between updates of the progress bar, each of which waits for the GPU
+SHOW_SECONDS = 0.2  # between updates of the live line, each of which waits for the GPU
 
 
 def check(task: Task, config: Config, dataset: Dataset) -> None:
@@ -44,7 +45,13 @@ def check(task: Task, config: Config, dataset: Dataset) -> None:
 
 
 def train(
-    task: Task, config: Config, dataset: Dataset, run: Run, output: Output, command: str
+    task: Task,
+    config: Config,
+    dataset: Dataset,
+    run: Run,
+    output: Output,
+    command: str,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Trains a new run, or one that was stopped, to its end.
 
@@ -55,8 +62,9 @@ def train(
         config: the task's settings, :meth:`~Config.pinned`.
         dataset: the task's data.
         run: the folder to write to; if it has a checkpoint, the run resumes from there.
-        output: prints a line per epoch and, on a terminal, a progress bar.
+        output: keeps a live line on a terminal, and prints a line per epoch elsewhere.
         command: what the user typed, for the summary.
+        watch: called with the rows of metrics.csv whenever these are written.
 
     Returns:
         The summary, which is also in summary.json.
@@ -70,7 +78,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(config.use_backend())
         lock = stack.enter_context(run.locked()) if distributed.first() else -1
-        training = Training(task, config, dataset, run, lock, output)
+        training = Training(task, config, dataset, run, lock, output, watch)
         backend = task.choose_backend(training.model, config, dataset).backend
         test = training.run_to_end()
         progress = training.state.progress
@@ -86,7 +94,9 @@ def train(
         if distributed.first():
             run.check_place(lock)
             run.write_summary(summary)
-            pictures = {"curves": lambda: figures.curves(progress.history)}
+            pictures = {
+                "curves": lambda: figures.curves(progress.history, task.units, progress.best_epoch)
+            }
             _draw(run, pictures, output)
             _draw(run, task.figures(training.model, dataset, config), output)
     return summary
@@ -120,7 +130,14 @@ class Training:
     """A run in progress: its state, and the loop that trains it to the end."""
 
     def __init__(
-        self, task: Task, config: Config, dataset: Dataset, run: Run, lock: int, output: Output
+        self,
+        task: Task,
+        config: Config,
+        dataset: Dataset,
+        run: Run,
+        lock: int,
+        output: Output,
+        watch: Watch | None,
     ) -> None:
         """Starts from the run's last checkpoint, or from the seed if there is none.
 
@@ -128,7 +145,7 @@ class Training:
             RunError: the checkpoint is damaged or missing, or belongs to another model.
         """
         self.task, self.config, self.dataset, self.run = task, config, dataset, run
-        self.lock, self.output = lock, output
+        self.lock, self.output, self.watch = lock, output, watch
         self.signals = Signals()
         torch.manual_seed(config.seed)
         self.model = task.model(config, dataset).to(config.device)
@@ -171,7 +188,9 @@ class Training:
             Interrupted: a signal arrived; the run can be resumed from this step.
             RunError: the loss is not finite.
         """
-        with self.signals:
+        total = self.config.epochs * len(self.dataset.train)
+        shown = self.output.progress("", total, self._seen(), lines=False)
+        with self.signals, shown as self.show:
             try:
                 while self.state.progress.epoch < self.config.epochs:
                     self._epoch()
@@ -190,23 +209,44 @@ class Training:
         start = time.perf_counter() - progress.seconds
         saved = shown = progress.seconds
         save = broken = False
-        text = f"epoch {progress.epoch + 1}/{self.config.epochs}"
-        with self.output.progress(text, self.steps_per_epoch, progress.step) as show:
-            for rows in order.split(self.config.batch_size)[progress.step :]:
-                self._agree(save=save, broken=broken)
-                self._step(rows, self._rate(progress.step))
-                progress.step += 1
-                progress.seconds = time.perf_counter() - start
-                if progress.seconds - shown > SHOW_SECONDS:
-                    shown = progress.seconds
-                    broken = not math.isfinite(self.state.totals["loss"].item())
-                    show(progress.step)
-                if save := progress.seconds - saved > self.config.checkpoint_seconds:
-                    saved = progress.seconds
+        for rows in order.split(self.config.batch_size)[progress.step :]:
+            self._agree(save=save, broken=broken)
+            self._step(rows, self._rate(progress.step))
+            progress.step += 1
+            progress.seconds = time.perf_counter() - start
+            if progress.seconds - shown > SHOW_SECONDS:
+                shown = progress.seconds
+                loss = self.state.totals["loss"].item()
+                broken = not math.isfinite(loss)
+                self._show(loss)
+            if save := progress.seconds - saved > self.config.checkpoint_seconds:
+                saved = progress.seconds
         self._agree(save=save, broken=broken)
         validation = self._evaluate(self.dataset.validation)
         self._check_finite(validation["loss"])
         self._finish_epoch(validation)
+
+    def _seen(self) -> int:
+        """How many examples the run has been trained on, each epoch's counted again."""
+        progress, examples = self.state.progress, len(self.dataset.train)
+        return progress.epoch * examples + min(progress.step * self.config.batch_size, examples)
+
+    def _show(self, loss: float) -> None:
+        """Shows the progress of an epoch.
+
+        Args:
+            loss: the sum over this process's examples of the epoch so far.
+        """
+        progress = self.state.progress
+        seen = self._seen() - progress.epoch * len(self.dataset.train)
+        notes = [f"loss {loss * distributed.size() / seen:.4g}"]
+        if progress.best_epoch:
+            name = self.task.best_by
+            best = progress.history[progress.best_epoch - 1][f"validation_{name}"]
+            notes.append(f"best {report.figure(name, best)}")
+        self.show(
+            self._seen(), f"epoch {progress.epoch + 1}/{self.config.epochs}", "  ".join(notes)
+        )
 
     def _agree(self, *, save: bool, broken: bool) -> None:
         """Between two steps: saves, stops or fails if any process has a reason to."""
@@ -284,7 +324,12 @@ class Training:
         self._save()
         if distributed.first():
             self._write_derived()
-        self.output.print(report.epoch_line(progress.history[-1], self.config.epochs))
+        line = report.epoch_line(progress.history[-1], self.config.epochs, self.task.best_by)
+        if self.output.live:
+            self.output.detail(line)
+        else:
+            self.output.note(line)
+        self.output.detail(report.epoch_details(progress.history[-1]))
 
     def _save(self) -> None:
         if distributed.first():
@@ -300,6 +345,8 @@ class Training:
         if self.state.progress.history:
             checkpoints.write(self.run.best, self.state.best, self._record())
             self.run.write_metrics(self.state.progress.history)
+            if self.watch:
+                self.watch(self.state.progress.history)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
