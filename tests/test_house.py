@@ -163,6 +163,7 @@ def test_import_loads_nothing_that_only_the_tasks_need() -> None:
 
 DEVICE = re.compile(r"device|\.type\b")  # torch's device types have some of the same names
 SAME_WORD = {
+    "fastrnn/cli/info.py": {"torch", "cuda"},  # versions
     "fastrnn/info.py": {
         "torch",
         "cuda",

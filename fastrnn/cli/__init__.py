@@ -55,7 +55,7 @@ def _run() -> int:
         # Of click, or of the copy that newer versions of typer have.
         usage_error: Any = typer.BadParameter.__mro__[1]
         try:
-            status = app(sys.argv[1:] or ["--help"], prog_name="fastrnn", standalone_mode=False)
+            status = app(sys.argv[1:], prog_name="fastrnn", standalone_mode=False)
             return status or 0
         except usage_error as error:
             given = shlex.join(["fastrnn", *sys.argv[1:]])

@@ -2,36 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from fastrnn import backends
 from fastrnn.cli import program
 from fastrnn.cli.complete import complete
+from fastrnn.cli.demo import demo
 from fastrnn.cli.download import download
 from fastrnn.cli.evaluate import evaluate
 from fastrnn.cli.info import info, presets
 from fastrnn.cli.inpaint import inpaint
+from fastrnn.cli.overview import compare, runs
+from fastrnn.cli.predict import predict
 from fastrnn.cli.train import train
 from fastrnn.cli.verify import verify
 
+OVERVIEW = """\
+fastrnn has faster LSTM and GRU layers than torch.nn's, and tasks to train them on.
+
+  fastrnn train classification    learn to read digits, pixel by pixel
+  fastrnn train pixel-prediction  learn to draw them, then: fastrnn complete RUN
+  fastrnn train inpainting        learn to fill holes, then: fastrnn inpaint RUN
+  fastrnn runs                    list what you have trained; compare compares
+  fastrnn run SCRIPT              run your own program with the faster layers
+  fastrnn info                    what is found here, and what is missing
+
+Run this first (half a minute): fastrnn train classification --dataset digits
+Help: fastrnn --help, and fastrnn COMMAND --help"""
+
+EXIT_CODES = """\
+Exit status: 0 if all went well; 1 if verify found damage, or for an error that is a bug; 2 for an
+error that you can fix, which is one line on stderr; 128 + N after signal N, as 130 after Ctrl-C.
+fastrnn run has the program's own."""
+
+# The commands in the order of the help, each with its example.
+COMMANDS: dict[Callable[..., Any], str] = {
+    train: "fastrnn train classification --dataset digits --epochs 20 --out runs/mine",
+    evaluate: "fastrnn evaluate runs/mine --split validation",
+    complete: "fastrnn complete runs/pixels --images 20 --samples 5 --pixels 1,28",
+    inpaint: "fastrnn inpaint runs/pixels --holes pixel --images 1000",
+    predict: "fastrnn predict runs/mine seven.png",
+    demo: "fastrnn demo runs/pixels --out page.html",
+    runs: "fastrnn runs --sort best",
+    compare: "fastrnn compare runs/first runs/second --out both.png",
+    verify: "fastrnn verify runs/mine",
+    download: "fastrnn download mnist --data-dir data",
+    presets: "fastrnn presets --json",
+    info: "fastrnn info --explain LSTM --hidden 256 --batch 1 --training",
+}
+
 app = typer.Typer(
     help="Faster LSTM and GRU layers than torch.nn's, and tasks to train with them.",
-    add_completion=False,
+    epilog=EXIT_CODES,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain text, which a narrow terminal does not cut
 )
-for command in (train, evaluate, complete, inpaint, verify, download, presets, info):
-    app.command()(command)
+
+
+def _example(line: str) -> str:
+    """An epilog; the backspace keeps its lines as they are."""
+    return f"\b\nExample:\n  {line}"
+
+
+for command, example in COMMANDS.items():
+    app.command(epilog=_example(example))(command)
 
 
 @app.command(
+    epilog=_example("fastrnn run -m my_package.training --epochs 3"),
     context_settings={
         "allow_extra_args": True,
         "allow_interspersed_args": False,
         "ignore_unknown_options": True,
-    }
+    },
 )
 def run(
     context: typer.Context,
@@ -40,7 +87,7 @@ def run(
         bool, typer.Option("-m", help="SCRIPT is a module's name, as for python -m.")
     ] = False,
 ) -> None:
-    """Run a Python program whose torch.nn layers use fastrnn's kernels."""
+    """Run a Python program; its torch.nn layers get fast kernels."""
     program.main([*["-m"] * module, *[script] * bool(script), *context.args])
 
 
@@ -52,6 +99,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -59,4 +107,5 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(OVERVIEW)

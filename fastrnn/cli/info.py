@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import platform
+import shutil
+import textwrap
+from importlib import metadata, util
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import fastrnn
 from fastrnn import backends
+from fastrnn.cli import options
 from fastrnn.tasks.config import PixelConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+# What is not needed and can be installed, and for what.
+OPTIONAL = {"tensorboard": "train --tensorboard"}
 
 
-def presets() -> None:
-    """List the presets of each task."""
+def presets(as_json: options.Json = False) -> None:
+    """List the presets of each task: settings to start from.
+
+    Cell, layers × units, images per batch, peak learning rate, passes over the training set, and
+    what else differs from the defaults.
+    """
     from fastrnn import tasks
 
+    if as_json:
+        every = {
+            name: {k: dataclasses.asdict(c) for k, c in tasks.get(name).presets.items()}
+            for name in tasks.NAMES
+        }
+        print(json.dumps(every, indent=2))
+        return
     for name in tasks.NAMES:
         print(f"{name}:")
         presets = tasks.get(name).presets
         width = max(map(len, presets))
         for preset, c in presets.items():
             size = f"{c.cell} {c.num_layers} × {c.hidden_size}"
-            steps = f"batch {c.batch_size:3}, rate {c.learning_rate:<6g}, {c.epochs:3} epochs"
-            print(f"  {preset:{width}}  {size:12}  {', '.join([steps, *_others(c)])}")
+            rate = f"rate {c.learning_rate:g},"
+            steps = f"batch {c.batch_size:3}, {rate:12} {c.epochs:3} epochs"
+            text = f"{size:12}  {', '.join([steps, *_others(c)])}"
+            print(_wrapped(text, f"  {preset:{width}}  ", width + 4))
+
+
+def _wrapped(text: str, start: str, indent: int) -> str:
+    """A text in lines of at most 80 columns, or of the terminal if it is narrower."""
+    columns = min(80, shutil.get_terminal_size().columns)
+    narrow = columns < 60
+    if len(start + text) <= columns or narrow:
+        return start + text
+    return textwrap.fill(
+        text,
+        columns,
+        initial_indent=start,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+        replace_whitespace=False,
+    )
 
 
 def _others(config: PixelConfig) -> Iterator[str]:
@@ -48,25 +89,32 @@ def _others(config: PixelConfig) -> Iterator[str]:
 
 
 def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: options.Json = False,
     explain: Annotated[
         str | None,
         typer.Option(help="LSTM or GRU: print the backend that a call would use, and why."),
     ] = None,
-    batch: Annotated[int, typer.Option(min=0, help="Batch size of the call.")] = 200,
+    batch: Annotated[int, typer.Option(min=0, help="Sequences in the call's batch.")] = 200,
     hidden: Annotated[int, typer.Option(min=1, help="Units of its layer.")] = 128,
     input_size: Annotated[int, typer.Option("--input", min=1, help="Features per step.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Length of its sequences.")] = 784,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of its sequences.")] = 784,
     dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")] = (
         DTYPES[0]
     ),
     device: Annotated[str, typer.Option(help="Device of its tensors.")] = "cpu",
     training: Annotated[bool, typer.Option(help="Whether it needs gradients.")] = False,
 ) -> None:
-    """Show which backends are available, and which one a call would use."""
+    """Show what is found here, and what to do about the rest.
+
+    Backends, processor, GPUs, data and versions. With --explain: which backend a call of a layer
+    would use; the options after it describe the call.
+    """
     if explain is None:
-        facts = fastrnn.backend_info()
-        print(json.dumps(facts, indent=2) if as_json else _described(facts))
+        facts = _facts()
+        if as_json:
+            print(json.dumps(facts, indent=2))
+        else:
+            print(_described(facts))
         return
     choice = _explained(
         explain.upper(),
@@ -78,7 +126,10 @@ def info(
         device=device,
         training=training,
     )
-    print(json.dumps(choice._asdict()) if as_json else f"{choice.backend}: {choice.reason}")
+    if as_json:
+        print(json.dumps(choice._asdict()))
+    else:
+        print(_wrapped(choice.reason, f"{choice.backend}: ", 2))
 
 
 def _explained(cell: str, dtype: str, **call: Any) -> backends.Choice:
@@ -90,18 +141,114 @@ def _explained(cell: str, dtype: str, **call: Any) -> backends.Choice:
         raise ConfigError(f"--explain is {cell!r}; expected LSTM or GRU")
     if dtype not in DTYPES:
         expected = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
-        raise ConfigError(f"--dtype is {dtype!r}; expected {expected}")
+        raise ConfigError(
+            f"--dtype is {dtype!r}; expected {expected}{options.suggestion(dtype, DTYPES)}"
+        )
     try:
         return backends.explain(cell, dtype=getattr(torch, dtype), **call)
     except (RuntimeError, ValueError) as error:  # no such device; the forced backend cannot
         raise ConfigError(str(error).splitlines()[0]) from None
 
 
+def _facts() -> dict[str, Any]:
+    """:func:`fastrnn.backend_info`, and what else a user may want to know of this machine."""
+    return {
+        **fastrnn.backend_info(),
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "gpus": _gpus(),
+        "data": _data(),
+        "packages": {
+            name: _version(name) for name in ("matplotlib", "safetensors", "typer", *OPTIONAL)
+        },
+    }
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """The GPUs that torch sees."""
+    import torch
+
+    found = []
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        found.append({"name": facts.name, "memory_bytes": facts.total_memory})
+    return found
+
+
+def _data() -> dict[str, str | None]:
+    """Where each dataset is; None where it is not."""
+    from fastrnn.tasks import data
+    from fastrnn.training.errors import DataError
+
+    folder = data.default_folder()
+    try:
+        data.load("mnist")
+        mnist = str(folder)
+    except DataError:
+        mnist = None
+    bundled = util.find_spec("sklearn") is not None
+    return {"mnist": mnist, "digits": "with scikit-learn" if bundled else None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _described(facts: dict[str, Any]) -> str:
-    """The lines to print for :func:`fastrnn.backend_info`."""
-    lines = [f"{name}: {value}" for name, value in facts.items() if name != "backends"]
+    """The lines to print for :func:`_facts`, each with what to do about what is missing."""
+    from fastrnn.tasks import data
+
+    def row(name: str, text: str) -> str:
+        return _wrapped(text, f"{name}: ", 2)
+
+    versions = [
+        "python", *(name for name in ("torch", "cuda") if facts[name]), *facts["packages"]
+    ]  # fmt: skip
+    lines = [row("fastrnn", facts["fastrnn"])]
+    known = {**facts, **facts["packages"]}
+    lines.append(row("versions", ", ".join(f"{v} {known[v]}" for v in versions if known[v])))
+    lines.append(
+        row("processor", f"{facts['processor']}, {facts['processors']} cores, "
+            f"{facts['threads']} threads in use")
+    )  # fmt: skip
+    gpus = [f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB" for gpu in facts["gpus"]]
+    none = "none that torch sees; a GPU needs a driver and torch's CUDA build"
+    lines.append(row("GPUs", "; ".join(gpus) or none))
     for name, backend in facts["backends"].items():
         state = "available" if backend["available"] else f"not available: {backend['reason']}"
-        others = [f"{k} {v}" for k, v in backend.items() if k not in ("available", "reason")]
-        lines.append(f"backend {name}: {', '.join([state, *others])}")
+        others = [
+            f"{k} {' '.join(v) if isinstance(v, list | tuple) else v}"
+            for k, v in backend.items()
+            if k not in ("available", "reason")
+        ]
+        lines.append(row(f"backend {name}", ", ".join([state, *others])))
+    forced = facts["forced"] or "none, so each call gets the fastest (FASTRNN_BACKEND forces one)"
+    lines.append(row("forced backend", forced))
+    patched = "yes" if facts["patched"] else "no (fastrnn.patch_torch() does that)"
+    lines.append(row("torch.nn patched", patched))
+    folder = data.default_folder()
+    mnist = facts["data"]["mnist"] or f"not in {folder}; fastrnn download mnist puts it there"
+    lines.append(row("MNIST", mnist))
+    digits = facts["data"]["digits"] or "missing: pip install 'fastrnn[tasks]'"
+    lines.append(row("digits (8×8)", digits))
+    lines += [
+        row(name, f"not installed, for {use}: pip install 'fastrnn[{name}]'")
+        for name, use in OPTIONAL.items()
+        if not facts["packages"][name]
+    ]
     return "\n".join(lines)
