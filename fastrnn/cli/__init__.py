@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 # What the extra [tasks] installs, by the names that are imported.
-TASKS_PACKAGES = ("matplotlib", "rich", "safetensors", "sklearn", "torchvision", "typer")
+TASKS_PACKAGES = ("PIL", "matplotlib", "rich", "safetensors", "sklearn", "torchvision", "typer")
 
 
 def main() -> None:
