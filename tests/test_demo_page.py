@@ -122,14 +122,14 @@ class TestDrawing:
     def test_pixels_are_rubbed_out_and_brought_back(self, show):
         browser = show(page_of(INPAINTING)[2])
         done = browser.find_element(By.ID, "done")
-        assert "of 4 hidden pixels are as they were" in done.text
+        assert "of 4 pixels as they were" in done.text
         browser.find_element(By.ID, "clear").click()
         settled(browser)
         assert "Nothing is hidden" in done.text
         browser.find_element(By.ID, "board").send_keys(" ")
         settled(browser)
         assert browser.execute_script("return hidden.indexOf(1)") == MIDDLE
-        assert "of 1 hidden pixels" in done.text
+        assert "of 1 pixels" in done.text
 
     def test_ink_is_moved_to_the_middle(self, show):
         browser = show(page_of(CLASSIFICATION)[2])

@@ -59,9 +59,9 @@ function drawFilling() {
   const count = hidden.reduce((sum, value) => sum + value, 0);
   const right = hidden.reduce((sum, h, pixel) => sum + (h && filled[pixel] === image[pixel]), 0);
   const text = count
-    ? `${right} of ${count} hidden pixels are as they were.`
-    : "Nothing is hidden yet: rub something out.";
-  if (finished) find("done").textContent = text;
+    ? `${right} of ${count} pixels as they were.`
+    : "Nothing is hidden: rub something out.";
+  find("done").textContent = finished ? text : "";
   find("filling").setAttribute("aria-label", `The digit as the model filled it. ${text}`);
   find("heat").setAttribute("aria-label", `Probability of ink at each of ${count} hidden pixels`);
 }

@@ -40,7 +40,16 @@ function dot(w, at, x, from, n) {
 /** A fully connected layer, torch.nn.Linear; returns its outputs. */
 function linear(weights, name, x, from = 0, n = x.length) {
   const w = weights[`${name}.weight`];
-  return Float64Array.from(weights[`${name}.bias`], (bias, k) => bias + dot(w, k * n, x, from, n));
+  const outputs = new Float64Array(weights[`${name}.bias`]);
+  for (let k = 0; k < outputs.length; k++) outputs[k] += dot(w, k * n, x, from, n);
+  return outputs;
+}
+
+/** A hidden layer of rectified units, then an output layer. */
+function perceptron(weights, x, from, n) {
+  const units = linear(weights, "head.0", x, from, n);
+  for (let k = 0; k < units.length; k++) units[k] = Math.max(units[k], 0);
+  return linear(weights, "head.2", units);
 }
 
 // ---- the cells. Each writes h (an LSTM's also c) in place of the old one.
@@ -199,10 +208,8 @@ class Classifier {
 
   /** Logits of the classes after so many pixels, which the reader has read. */
   after(pixels) {
-    const { weights } = this.run;
-    const { states } = this.reader;
-    const units = linear(weights, "head.0", states, this.reader.top(pixels), this.stack.hidden);
-    return linear(weights, "head.2", units.map((x) => Math.max(x, 0)));
+    const at = this.reader.top(pixels);
+    return perceptron(this.run.weights, this.reader.states, at, this.stack.hidden);
   }
 
   /** Logits of the classes of image [P]. */
@@ -221,6 +228,7 @@ class Inpainter {
     this.after = new Reader(new Stack(run, "after"), run.pixels, 2);
     this.reach = Math.min(3, Math.floor(run.height / 4), Math.floor(run.width / 4));
     this.hidden = new Uint8Array(run.pixels);
+    this.seen = new Float64Array(2 * (run.hidden + (2 * this.reach + 1) ** 2 - 1));
   }
 
   /** Sets a pixel of the image; the value of a hidden one is ignored. */
@@ -239,26 +247,25 @@ class Inpainter {
 
   /** A pixel's logit; what it depends on has been read. */
   logit(pixel) {
-    const { weights, height, width, pixels } = this.run;
-    const H = this.before.stack.hidden;
-    const { reach } = this;
-    const seen = [];
-    for (const [reader, steps] of [[this.before, pixel], [this.after, pixels - 1 - pixel]]) {
-      const at = reader.top(steps);
-      seen.push(...reader.states.subarray(at, at + H));
-    }
+    const { hidden: H, height, width, pixels } = this.run;
+    const { before, after, reach, seen } = this;
+    let at = before.top(pixel);
+    seen.set(before.states.subarray(at, at + H));
+    at = after.top(pixels - 1 - pixel);
+    seen.set(after.states.subarray(at, at + H), H);
+    let next = 2 * H; // then the square around the pixel, with blank margins
     const row = Math.floor(pixel / width);
     const column = pixel % width;
     for (let r = row - reach; r <= row + reach; r++) {
       for (let c = column - reach; c <= column + reach; c++) {
         if (r === row && c === column) continue;
         const inside = r >= 0 && r < height && c >= 0 && c < width;
-        const at = 2 * (r * width + c);
-        seen.push(...(inside ? this.before.input.subarray(at, at + 2) : [0, 0]));
+        at = 2 * (r * width + c);
+        seen[next++] = inside ? before.input[at] : 0;
+        seen[next++] = inside ? before.input[at + 1] : 0;
       }
     }
-    const units = linear(weights, "head.0", seen);
-    return linear(weights, "head.2", units.map((x) => Math.max(x, 0)))[0];
+    return perceptron(this.run.weights, seen)[0];
   }
 
   /** [P] logits of the hidden pixels of image [P], and 0 elsewhere. */
