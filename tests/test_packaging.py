@@ -137,12 +137,6 @@ def test_required_library_without_a_compiler_is_an_error(tmp_path: Path) -> None
     assert "FASTRNN_REQUIRE_NATIVE is set" in done.stderr
 
 
-def test_examples_of_the_readme_run() -> None:
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert examples
-    subprocess.run([sys.executable, "-c", "\n".join(examples)], check=True)
-
-
 def test_import_loads_nothing_heavy() -> None:
     """Each of these would take longer to import than fastrnn may add to ``import torch``."""
     heavy = ("matplotlib", "sklearn", "torch._dynamo", "torchvision", "triton")
