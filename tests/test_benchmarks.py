@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import compare, import_time, measure, report, sweep
+from benchmarks import compare, heatmap, import_time, measure, report, sweep
 from benchmarks.cases import GRIDS, Case
 from benchmarks.memory import peak_memory
 from tests import oracle
@@ -161,3 +161,33 @@ def test_pytest_benchmark_cases_run() -> None:
         "T28",
     ]
     subprocess.run(command, check=True, cwd=ROOT)
+
+
+def _row(hidden: int, torch_s: float, wrong: tuple[str, ...] = (), mode: str = "training") -> Any:
+    sizes = {"cell": "GRU", "mode": mode, "steps": 28, "input": 28, "batch": 1, "hidden": hidden}
+    case = f"GRU {mode} B1 T28 I28 H{hidden}"
+    times = {"torch": {"total": torch_s}, "fastrnn": {"total": 1.0}}
+    return {"case": case, "sizes": sizes, "wrong": wrong, **times}
+
+
+def test_a_heat_map_frames_the_losses_and_leaves_out_wrong_results() -> None:
+    rows = [_row(32, 2.5), _row(64, 0.8), _row(128, 0.999), _row(256, 9.0, ("y",))]
+    facts = {"device": "a machine", "threads": 2, "torch": "2.14"}
+    (panel,) = heatmap.heatmap(rows, facts).axes
+    assert [text.get_text() for text in panel.texts] == ["2.50", "0.80", "1.00"]
+    (frame,) = panel.patches
+    assert frame.get_extents().intervalx == pytest.approx(
+        panel.transData.transform([(0.54, 0), (1.46, 0)])[:, 0]
+    )  # around the second column
+    assert panel.get_title() == "GRU training"
+
+
+def test_a_heat_map_is_drawn_with_the_comparison_and_from_its_file(tmp_path: Path) -> None:
+    results, picture = tmp_path / "results.json", tmp_path / "ratios.png"
+    options = [*TINY, "--mode", "inference", "--json", str(results)]
+    assert compare.main([*options, "--figure", str(picture)]) == 0
+    first = picture.read_bytes()
+    picture.unlink()
+    assert heatmap.main([str(results), str(picture)]) == 0
+    assert picture.read_bytes() == first
+    assert heatmap.main([str(results), str(tmp_path / "no" / "folder" / "ratios.png")]) == 1

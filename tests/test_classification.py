@@ -130,6 +130,30 @@ class TestPictures:
         assert sorted(text.get_text() for text in panel.texts) == ["1", "3", "8"]
         assert panel.get_title() == "test set: 91.67% of 12 right"
 
+    def test_the_worst_confusions_are_drawn(self):
+        images = torch.arange(6.0).view(6, 1, 1).expand(6, 2, 2) / 6
+        labels, predicted = torch.tensor([1, 1, 1, 0, 2, 2]), torch.tensor([2, 2, 1, 1, 2, 0])
+        first, *others = figures.worst(images, labels, predicted, 3)
+        assert (first.true, first.predicted, first.count, first.of) == (1, 2, 2, 3)
+        assert torch.equal(first.images, images[:2])
+        assert [(c.true, c.predicted) for c in others] == [(0, 1), (2, 0)]
+        figure = figures.confusion(torch.eye(3).long(), [first, *others])
+        assert any(t.get_text() == "1 taken for 2, 2 of 3" for p in figure.axes for t in p.texts)
+        assert sum(len(panel.images) for panel in figure.axes) == 1 + 4  # the matrix, and 4 images
+
+    def test_a_model_that_is_always_right_confuses_nothing(self):
+        labels = torch.arange(10)
+        assert figures.worst(torch.zeros(10, 2, 2), labels, labels, 10) == []
+
+    def test_curves_mark_the_best_epoch_and_show_units(self):
+        names = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
+        history = [{"epoch": n, **dict.fromkeys(names, n / 10)} for n in (1, 2, 3)]
+        loss, accuracy = curves(history, TASK.units, 2).axes
+        assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "nats per image")
+        assert accuracy.get_ylabel() == "% of images"
+        best = next(line for line in accuracy.lines if line.get_label() == "best, epoch 2")
+        assert np.asarray(best.get_xydata()).tolist() == [[2, pytest.approx(20)]]
+
     def test_curves_have_a_panel_for_each_figure(self):
         history = [
             {"epoch": n, "train_loss": 1 / n, "validation_loss": 2 / n, "seconds": 3.0}

@@ -154,6 +154,16 @@ class TestPictures:
         (k0, k1), (p0, p1) = KNOWN, PREDICTED
         assert np.array_equal(found, [[[k1, k0, p1], [p0, p1, p1]]])
 
+    def test_samples_are_ordered_by_likelihood(self):
+        nats = torch.tensor([[3.0, 1.0, 2.0], [5.0, 6.0, 4.0]])
+        assert completion_figures.ranks(nats).tolist() == [[1, 2, 0], [2, 0, 1]]
+        many = completion_figures.ranks(torch.rand(2, 50))
+        assert many.shape == (2, completion_figures.SHOWN)
+        nats = torch.arange(50.0).flip(0)[None]
+        (shown,) = nats.gather(1, completion_figures.ranks(nats))
+        assert (shown[0], shown[-1]) == (0, 49)
+        assert (shown.diff() > 0).all()
+
     def test_a_row_for_each_image_with_titles_and_captions(self):
         truth, samples = torch.zeros(2, 4, 4), torch.ones(2, 3, 4, 4)
         figure = completion_figures.completions(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fastrnn.tasks import filling, filling_files, holes, pixels
+from fastrnn.tasks import figures, filling, filling_files, holes, pixels
 from fastrnn.tasks.models import Inpainter, PixelModel
 from tests import oracle
 
@@ -208,3 +208,28 @@ class TestWritten:
         assert {name: float(value) for name, value in rows[0].items()} == wanted
         summary = json.loads((tmp_path / "summary.json").read_text())
         assert (summary["seed"], summary["exact_accuracy"]) == (5, 0.5)
+
+
+class TestPicture:
+    truth = torch.zeros(1, 28, 28)
+
+    def _rows(self, hidden, filled):
+        figure = figures.inpainted(self.truth, hidden, filled)
+        return [np.asarray(panel.images[0].get_array()) for panel in figure.axes]
+
+    def test_small_holes_are_shown_close_up_before_after_and_as_they_are(self):
+        hidden = torch.zeros(1, 28, 28, dtype=torch.bool)
+        hidden[0, 26, 10:12] = True
+        filled = self.truth.clone()
+        filled[0, 26, 11] = 1
+        before, after, true = self._rows(hidden, filled)
+        assert before.shape == (figures.CLOSE, figures.CLOSE, 3)
+        assert (before == np.array(figures.HIDDEN, np.float32)).all(2).sum() == 2
+        assert (after == np.array(figures.FILLED[0], np.float32)).all(2).sum() == 1  # right, 0
+        assert (after == np.array(figures.WRONG[1], np.float32)).all(2).sum() == 1  # wrong, 1
+        assert not true.any()
+
+    def test_large_holes_are_shown_in_whole_images(self):
+        hidden = torch.zeros(1, 28, 28, dtype=torch.bool)
+        hidden[0, 2:26, 5] = True
+        assert self._rows(hidden, self.truth)[0].shape == (28, 28, 3)

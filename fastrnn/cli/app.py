@@ -21,12 +21,11 @@ from fastrnn.cli.train import train
 from fastrnn.cli.verify import verify
 
 OVERVIEW = """\
-fastrnn has faster LSTM and GRU layers than torch.nn's, and tasks to train them on.
-
-  fastrnn train classification    learn to read digits, pixel by pixel
-  fastrnn train pixel-prediction  learn to draw them, then: fastrnn complete RUN
-  fastrnn train inpainting        learn to fill holes, then: fastrnn inpaint RUN
-  fastrnn runs                    list what you have trained; compare compares
+Faster LSTM and GRU layers than torch.nn's, and tasks to train them on:
+  fastrnn train classification    learn to read digits, then: predict, demo
+  fastrnn train pixel-prediction  learn to draw them, then: complete, demo
+  fastrnn train inpainting        learn to fill holes, then: inpaint, demo
+  fastrnn runs                    list what you have trained, then: compare
   fastrnn run SCRIPT              run your own program with the faster layers
   fastrnn info                    what is found here, and what is missing
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastrnn.cli import options
-from fastrnn.training.config import ConfigError
+from fastrnn.training.config import ConfigError, suggestion
 
 
 def download(
@@ -24,7 +24,7 @@ def download(
     from fastrnn.training import report
 
     if dataset != "mnist":
-        close = options.suggestion(dataset, ["mnist"])
+        close = suggestion(dataset, ["mnist"])
         raise ConfigError(f"the dataset is {dataset!r}; expected mnist{close}")
     raw = data.raw_folder(data_dir or data.default_folder())
     bar = report.Output(stderr=True, level=-quiet)

@@ -26,10 +26,10 @@ def evaluate(
     from fastrnn import tasks
     from fastrnn.tasks import opening
     from fastrnn.training import evaluation, report
-    from fastrnn.training.config import ConfigError
+    from fastrnn.training.config import ConfigError, suggestion
 
     if split not in ("train", "validation", "test"):
-        close = options.suggestion(split, ("train", "validation", "test"))
+        close = suggestion(split, ("train", "validation", "test"))
         raise ConfigError(f"--split is {split!r}; expected train, validation or test{close}")
     task, config, data, model = opening.open_trained(run, data_dir, device, backend, *tasks.NAMES)
     with config.use_backend():

@@ -135,14 +135,14 @@ def info(
 def _explained(cell: str, dtype: str, **call: Any) -> backends.Choice:
     import torch
 
-    from fastrnn.training.config import ConfigError
+    from fastrnn.training.config import ConfigError, suggestion
 
     if cell not in ("LSTM", "GRU"):
         raise ConfigError(f"--explain is {cell!r}; expected LSTM or GRU")
     if dtype not in DTYPES:
         expected = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
         raise ConfigError(
-            f"--dtype is {dtype!r}; expected {expected}{options.suggestion(dtype, DTYPES)}"
+            f"--dtype is {dtype!r}; expected {expected}{suggestion(dtype, DTYPES)}"
         )
     try:
         return backends.explain(cell, dtype=getattr(torch, dtype), **call)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,12 +40,6 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no notes.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details too.")]
-
-
-def suggestion(given: str, names: Iterable[str]) -> str:
-    """``; did you mean NAME?`` if a name is close to what was given, else nothing."""
-    close = difflib.get_close_matches(given, list(names), 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def check_images(images: int, dataset: Dataset) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastrnn.cli import options
-from fastrnn.training.config import ConfigError
+from fastrnn.training.config import ConfigError, suggestion
 from fastrnn.training.errors import RunError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def runs(
     if sort not in SORTS:
         raise ConfigError(
             f"--sort is {sort!r}; expected one of {', '.join(SORTS)}"
-            f"{options.suggestion(sort, SORTS)}"
+            f"{suggestion(sort, SORTS)}"
         )
     if folder != Path("runs") and not folder.is_dir():
         raise RunError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")

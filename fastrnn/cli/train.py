@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastrnn.cli import options
-from fastrnn.training.config import ConfigError
+from fastrnn.training.config import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,13 +32,31 @@ PRESET = "the preset's"
 RESUMED = ("epochs", "device", "backend", "checkpoint_seconds", "accumulate")
 
 
+def _tasks() -> list[str]:
+    """What a shell offers for the task."""
+    from fastrnn.tasks import NAMES
+
+    return list(NAMES)
+
+
+def _presets() -> list[str]:
+    """What a shell offers for --preset."""
+    from fastrnn import tasks
+
+    return sorted({preset for name in tasks.NAMES for preset in tasks.get(name).presets})
+
+
 def train(
     task: Annotated[
-        str | None, typer.Argument(help="classification, pixel-prediction or inpainting.")
+        str | None,
+        typer.Argument(
+            help="classification, pixel-prediction or inpainting.", autocompletion=_tasks
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
+            autocompletion=_presets,
             help="Named settings (fastrnn presets lists them).",
             show_default="digits, or a quick one for MNIST",
         ),
@@ -198,7 +216,7 @@ def _start(
     if preset is not None and preset not in task.presets:
         raise ConfigError(
             f"{task.name} has no preset {preset!r}; it has {', '.join(task.presets)}"
-            f"{options.suggestion(preset, task.presets)}"
+            f"{suggestion(preset, task.presets)}"
         )
     if data_dir is not None:
         given["data_dir"] = str(data_dir.absolute())

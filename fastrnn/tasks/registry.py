@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from fastrnn.training.config import ConfigError
+from fastrnn.training.config import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from fastrnn.tasks.base import PixelTask
@@ -20,6 +20,7 @@ def get(name: str) -> PixelTask:
         ConfigError: there is none.
     """
     if name not in NAMES:
-        raise ConfigError(f"unknown task {name!r}; the tasks are {', '.join(NAMES)}")
+        close = suggestion(name, NAMES)
+        raise ConfigError(f"unknown task {name!r}; the tasks are {', '.join(NAMES)}{close}")
     task: PixelTask = importlib.import_module(f".{name.replace('-', '_')}", __package__).TASK
     return task

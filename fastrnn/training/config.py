@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +22,12 @@ ADDED = {"accumulate"}  # settings that runs of format 1 do not have
 
 class ConfigError(ValueError):
     """An invalid setting; the message is one line: what was given, what was expected, the fix."""
+
+
+def suggestion(given: object, names: Iterable[str]) -> str:
+    """``; did you mean NAME?`` if a name is close to what was given, else nothing."""
+    close = difflib.get_close_matches(str(given), list(names), 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ class Config:
 
     def _one_of(self, name: str, *choices: str) -> None:
         if (given := getattr(self, name)) not in choices:
-            raise ConfigError(f"{name} is {given!r}; expected one of {', '.join(choices)}")
+            close = suggestion(given, choices)
+            raise ConfigError(f"{name} is {given!r}; expected one of {', '.join(choices)}{close}")
 
     def _sizes(self, *names: str) -> None:
         for name in names:
