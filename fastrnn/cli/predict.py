@@ -25,7 +25,7 @@ def predict(
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(help="Pictures of one digit each: PNG, JPEG, BMP, GIF, PPM or TIFF."),
+        typer.Argument(help="Pictures of one digit each: PNG, JPEG, BMP, GIF or PPM."),
     ],
     device: options.Device = None,
     as_json: options.Json = False,

@@ -24,7 +24,7 @@ from fastrnn.training.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF")  # what Pillow calls them
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM")  # by Pillow's names; TIFF's reader writes to stderr
 MOST_BYTES = 1 << 26
 MOST_PIXELS = 50_000_000  # as the largest cameras of telephones have
 LEAST_CONTRAST = 0.1  # between the lightest and the darkest pixel, as a share of white
@@ -93,7 +93,7 @@ def read(path: Path, like: ImageFormat) -> Picture:
     """The digit in a picture.
 
     Args:
-        path: of the file: PNG, JPEG, BMP, GIF, PPM or TIFF, whatever its name. Its type and size
+        path: of the file: PNG, JPEG, BMP, GIF or PPM, whatever its name. Its type and size
             are checked before its pixels are unpacked.
         like: what the dataset's images are like.
 
