@@ -329,7 +329,7 @@ def _train(
         with _watched(run, output, wanted=tensorboard) as watch:
             summary = loop.train(task, placed, data, run, output, runs.command_line(), watch)
     except Interrupted as stop:
-        output.print(f"{stop}; to continue:\n{_to_resume(task, run.folder)}")
+        output.print(f"{stop}; to continue: {_to_resume(task, run.folder)}")
         raise typer.Exit(128 + stop.number) from None
     output.print(described(summary, "test_"))
     output.note(

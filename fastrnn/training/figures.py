@@ -28,6 +28,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK)
 DASHES = ("-", "--", ":", "-.")  # the second seven curves are dashed, and so on
 GREY = "#555555"
+SHORT = 36  # characters of a run's name, of which two fit side by side
 STYLE: Any = {
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
@@ -135,7 +136,10 @@ def over_epochs(panel: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     panel.set(xlabel="epoch")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    first, last = panel.dataLim.intervalx
+    if first == last:  # or the axis would show thousandths
+        panel.set_xlim(first - 0.5, first + 0.5)
     panel.grid(visible=True)
 
 
@@ -152,7 +156,9 @@ def comparison(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    columns = 2 if len(runs) > 3 and max(map(len, runs)) <= SHORT else 1
+    rows = -(-len(runs) // columns)
+    figure = Figure(figsize=(WIDTH, 3.0 + 0.17 * rows), layout="constrained")
     panel = figure.subplots()
     for number, (run, values) in enumerate(runs.items()):
         shown = plotted(values, unit)
@@ -165,5 +171,5 @@ def comparison(
             panel.plot(shown.index(best) + 1, best, "o", color=colour)
     panel.set(title=f"{name.replace('_', ' ')} on validation; dots: best epochs", ylabel=unit or "")
     over_epochs(panel)
-    figure.legend(loc="outside lower left", ncols=2 if len(runs) > 3 else 1)
+    figure.legend(loc="outside lower left", ncols=columns)
     return figure

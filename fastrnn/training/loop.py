@@ -189,7 +189,8 @@ class Training:
             RunError: the loss is not finite.
         """
         total = self.config.epochs * len(self.dataset.train)
-        shown = self.output.progress("", total, self._seen(), lines=False)
+        text = f"epoch {self.state.progress.epoch + 1}/{self.config.epochs}"
+        shown = self.output.progress(text, total, self._seen(), lines=False)
         with self.signals, shown as self.show:
             try:
                 while self.state.progress.epoch < self.config.epochs:
