@@ -139,15 +139,15 @@ def sets(done: Completions, lengths: Sequence[int]) -> dict[str, tuple[str, Tens
     """
     true, variance = done.true_nats(lengths), done.variance(lengths)
     longest = len(lengths) - 1
-    count = f"of {len(done.rows)} images"
-    some = f"{min(PICTURED, len(done.rows))} {count}, the last {done.window} pixels drawn"
+    count = f"{min(PICTURED, len(done.rows))} of {len(done.rows)} images"
+    some = f"{count}, the last {done.window} pixels drawn"
     found = {"completions.png": (some, torch.arange(len(done.rows)), longest)}
     for k, length in enumerate(lengths):
-        end = "next pixel" if length == 1 else f"next {length} pixels"
+        end = "next pixel" if length == 1 else f"part of {length} pixels"
         orders = {
-            "fail": (f"the true {end} least likely, {count}", -true[:, k]),
-            "good": (f"the true {end} most likely, {count}", true[:, k]),
-            "var": (f"the drawn {end} most varied, {count}", -variance[:, k]),
+            "fail": (f"{count}, those whose true {end} is least likely", -true[:, k]),
+            "good": (f"{count}, those whose true {end} is most likely", true[:, k]),
+            "var": (f"{count}, those whose drawn {end} varies most", -variance[:, k]),
         }
         for name, (title, key) in orders.items():
             found[f"{name}/{length}.png"] = (title, key.sort(stable=True).indices, k)
