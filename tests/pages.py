@@ -15,6 +15,7 @@ from fastrnn.tasks import data, demo
 from fastrnn.tasks.config import PixelConfig
 
 PREDICTION, CLASSIFICATION, INPAINTING = "pixel-prediction", "classification", "inpainting"
+PATIENCE = 120  # seconds that a script may take where other tests keep the processors busy
 TEST = {"accuracy": 0.9764, "loss": 54.813}
 
 
@@ -34,6 +35,7 @@ def chromium():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=programs[1])
     with webdriver.Chrome(options=options, service=service) as driver:
+        driver.set_script_timeout(PATIENCE)
         yield driver
 
 
@@ -62,7 +64,9 @@ def opener(browser, folder):
 def settled(browser):
     """Waits until the model has done what it was last asked for."""
     main = browser.find_element(By.TAG_NAME, "main")
-    WebDriverWait(browser, 20, 0.02).until(lambda _: main.get_attribute("aria-busy") == "false")
+    WebDriverWait(browser, PATIENCE, 0.02).until(
+        lambda _: main.get_attribute("aria-busy") == "false"
+    )
 
 
 def grown(task, cell="GRU", dataset=None, **settings):

@@ -3,20 +3,26 @@
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 
+/** The bytes in base64. */
+function decoded(text) {
+  const letters = atob(text);
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
+  return bytes;
+}
+
 /** The run that Python wrote into the page, with its weights and its test images as arrays. */
 function readRun() {
   const run = JSON.parse(document.getElementById("run").textContent);
-  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const numbers = new DataView(bytes(run.values).buffer);
+  const weights = new Float32Array(decoded(run.values).buffer); // little-endian, as all browsers are
   let at = 0;
   run.weights = {};
   for (const [name, size] of run.parameters) {
-    const weight = new Float32Array(size);
-    for (let i = 0; i < size; i++) weight[i] = numbers.getFloat32(4 * at++, true);
-    run.weights[name] = weight;
+    run.weights[name] = weights.subarray(at, at + size);
+    at += size;
   }
   run.pixels = run.height * run.width;
-  const images = bytes(run.images);
+  const images = decoded(run.images);
   run.examples = run.labels.map((label, i) => ({
     label,
     image: images.subarray(i * run.pixels, (i + 1) * run.pixels),
