@@ -54,6 +54,12 @@ class TestStates:
         wanted = {"a": "finished", "b": "finished", "stopped": "stopped"}
         assert _states(runs) == wanted | dict.fromkeys(damaged, "damaged")
 
+    def test_links_are_followed_but_not_in_circles(self, runs, tmp_path):
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links" / "a").symlink_to(runs / "a")
+        (tmp_path / "links" / "again").symlink_to(tmp_path / "links")
+        assert _states(tmp_path / "links") == {"a": "finished"}
+
     def test_one_whose_lock_is_held_is_running(self, runs):
         with locks.held(runs / "stopped" / locks.NAME, AssertionError()):
             assert _states(runs)["stopped"] == "running"

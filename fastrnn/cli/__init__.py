@@ -59,8 +59,9 @@ def _run() -> int:
             return status or 0
         except usage_error as error:
             given = shlex.join(["fastrnn", *sys.argv[1:]])
-            message = " ".join(error.format_message().split())
-            return _failed(f"{message.rstrip('.')}; given: {given}; see --help")
+            message = " ".join(error.format_message().split()).rstrip(".")
+            message += "" if message.endswith("?") else ";"
+            return _failed(f"{message} given: {given}; see --help")
     except ModuleNotFoundError as error:
         if (package := (error.name or "").split(".")[0]) not in TASKS_PACKAGES:
             raise

@@ -102,10 +102,15 @@ class Entry:
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """The folders of runs in a folder: itself, or any below it, in order."""
-    for name, below, names in os.walk(folder):
-        below.sort()
+    """The folders of runs in a folder: itself, or any below it, in order; links are followed."""
+    seen = set()
+    for name, below, names in os.walk(folder, followlinks=True):
         place = Path(name)
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder above, or a second one
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
         if "config.json" in names and ("checkpoints" in below or _is_ours(place)):
             below.clear()
             yield place
