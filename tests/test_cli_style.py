@@ -167,8 +167,8 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("line", "meant"),
         [
-            ("trian classification", "Did you mean 'train'?"),
-            ("train clasification", "did you mean classification?"),
+            ("trian classification", "Did you mean 'train'?"),  # codespell:ignore
+            ("train clasification", "did you mean classification?"),  # codespell:ignore
             ("train classification --preset gru-31", "did you mean gru-32?"),
             ("train classification --dataset minst", "did you mean mnist?"),
             ("train classification --hiden-size 3", "--hidden-size"),

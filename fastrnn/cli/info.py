@@ -141,9 +141,7 @@ def _explained(cell: str, dtype: str, **call: Any) -> backends.Choice:
         raise ConfigError(f"--explain is {cell!r}; expected LSTM or GRU")
     if dtype not in DTYPES:
         expected = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
-        raise ConfigError(
-            f"--dtype is {dtype!r}; expected {expected}{suggestion(dtype, DTYPES)}"
-        )
+        raise ConfigError(f"--dtype is {dtype!r}; expected {expected}{suggestion(dtype, DTYPES)}")
     try:
         return backends.explain(cell, dtype=getattr(torch, dtype), **call)
     except (RuntimeError, ValueError) as error:  # no such device; the forced backend cannot

@@ -34,8 +34,7 @@ def runs(
 
     if sort not in SORTS:
         raise ConfigError(
-            f"--sort is {sort!r}; expected one of {', '.join(SORTS)}"
-            f"{suggestion(sort, SORTS)}"
+            f"--sort is {sort!r}; expected one of {', '.join(SORTS)}{suggestion(sort, SORTS)}"
         )
     if folder != Path("runs") and not folder.is_dir():
         raise RunError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
