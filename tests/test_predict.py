@@ -173,7 +173,7 @@ REFUSED = {
     "text": (lambda path: path.write_text("seven"), "its type is another one"),
     "PostScript": (
         lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-        "expected PNG, JPEG, BMP, GIF or PPM",
+        "its type is another one); expected PNG, JPEG, BMP, GIF or PPM",
     ),
     "large file": (_large, "67,108,865 bytes; at most 67,108,864"),
     "bomb": (

@@ -234,8 +234,7 @@ def load(
     wanted = None if device is None else str(device)
     if wanted is not None and (missing := PixelConfig(device=wanted).missing_device):
         raise ConfigError(f"{missing}; use cpu")
-    # Which backend ran the training says nothing about this machine.
-    opened, task, config = opening.open_run(folder, warn=warn, device=wanted, backend="auto")
+    opened, task, config = opening.open_run(folder, warn=warn, device=wanted)
     try:
         like = data.image_format(config.dataset, grey=config.grey)
     except DataError as error:
