@@ -79,6 +79,29 @@ def has_dispatch_mode() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
+def is_batched_gradient(tensor: Tensor) -> bool:
+    """Whether a gradient is one of torch.autograd.grad's with is_grads_batched.
+
+    Those are tensors of a vmap that is older than functorch and has no public test. If
+    is_legacy_batchedtensor goes: return True, and backward passes go through the dispatcher.
+    """
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+# Whether torch.jit.trace runs. The public torch.jit.is_tracing takes two more functions in Python,
+# which a call of a single step notices. If _is_tracing goes: use the public function.
+is_tracing: Callable[[], bool] = torch._C._is_tracing
+
+
+def autocast_is_active() -> bool:
+    """Whether torch.autocast is active for some device.
+
+    The public test takes one device's name, which costs a call microseconds to find out. If
+    _is_any_autocast_enabled goes: return True, and callers ask for their device.
+    """
+    return torch._C._is_any_autocast_enabled()
+
+
 def _overload(operator: str) -> Any:
     """An aten operator by name and overload, such as ``lstm.input``."""
     name, _, overload = operator.partition(".")

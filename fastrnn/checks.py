@@ -70,13 +70,14 @@ def check(
     Raises:
         RuntimeError: a tensor does not fit.
     """
-    dtype, device = x.dtype, x.device
+    dtype, device, on_cpu = x.dtype, x.device, x.is_cpu
     for name, tensor, shape in zip(names, tensors, shapes, strict=True):
         if tensor is None:
             if name in _OPTIONAL:
                 continue
             raise RuntimeError(f"fastrnn::{op}: {name} is missing")
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
+        elsewhere = not tensor.is_cpu if on_cpu else tensor.device != device
+        if tensor.shape != shape or tensor.dtype != dtype or elsewhere:
             wanted = f"{dtype} {tuple(shape)} on {device}".removeprefix("torch.")
             raise RuntimeError(f"fastrnn::{op}: {name} is {_described(tensor)}; expected {wanted}")
         if not tensor.data_ptr() and tensor.numel():

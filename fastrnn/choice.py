@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from fastrnn import _compat, backends
+from fastrnn._compat import is_tracing
 
 VENDOR = backends.TORCH.name
 WHERE_IT_RUNS = ""  # the backend that an op in a graph holds: the choice is made where it runs
@@ -26,12 +26,28 @@ def are_plain(tensors: Iterable[object]) -> bool:
     return _PLAIN.issuperset(map(type, tensors))
 
 
-def single_step_needs_choice(input: Tensor) -> bool:
+def is_direct() -> bool:
+    """Whether nothing stands between a call and its kernels: no compiler, transform or mode."""
+    return not in_graph() and not _compat.calls_are_intercepted()
+
+
+def is_ordinary() -> bool:
+    """Whether a call is direct, is not under autocast, and no backend is forced."""
+    return is_direct() and not _compat.autocast_is_active() and backends.forced_backend() is None
+
+
+def single_step_needs_choice(input: Tensor, ordinary: bool) -> bool:
     """Whether a single step needs more than torch's path.
 
     There are no weights to keep on chip in a single step, and on a CPU the choice would cost more
     than it could save.
+
+    Args:
+        input: of the step.
+        ordinary: what :func:`is_ordinary` says.
     """
+    if ordinary:
+        return not input.is_cpu
     return (
         not input.is_cpu
         or _compat.transforms_active()
@@ -54,15 +70,15 @@ def under_autocast(input: Tensor) -> bool:
 
 def call_of(
     cell: str,
-    tensors: Sequence[Tensor],
+    input: Tensor,
     states: Sequence[Tensor],
     steps: int,
     batch: int,
+    training: bool,
     transformed: bool = False,
     projected: bool = False,
 ) -> backends.Call:
     """What the choice of a backend depends on."""
-    input = tensors[0]
     return backends.Call(
         cell=cell.upper(),
         device=input.device.type,
@@ -71,7 +87,7 @@ def call_of(
         batch=batch,
         input_size=input.shape[-1],
         hidden_size=states[-1].shape[-1],
-        training=needs_gradients(tensors),
+        training=training,
         projected=projected,
         transformed=transformed,
     )
@@ -84,7 +100,8 @@ def backend_of(call: backends.Call, tensors: tuple[Tensor, ...], leave_open: boo
     another machine may have better kernels.
     """
     input = tensors[0]
-    if not torch.compiler.is_compiling() and any(_overrides_functions(type(t)) for t in tensors):
+    special = not torch.compiler.is_compiling() and not are_plain(tensors)
+    if special and any(_overrides_functions(type(t)) for t in tensors):
         return VENDOR  # such a class expects to be asked about torch's functions
     if input.layout != torch.strided:
         return VENDOR
@@ -114,6 +131,8 @@ def _overrides_functions(kind: type[Tensor]) -> bool:
 
 
 def _differs(tensor: Tensor, input: Tensor) -> bool:
+    if input.is_cpu:  # the usual question, answered without making device objects
+        return tensor.dtype != input.dtype or not tensor.is_cpu
     return tensor.dtype != input.dtype or tensor.device != input.device
 
 
@@ -124,6 +143,12 @@ def needs_gradients(tensors: Sequence[Tensor]) -> bool:
     # Classes that handle torch's functions themselves may not answer. torch.compile follows none.
     ask_all = torch.compiler.is_compiling()
     return any(t.requires_grad for t in tensors if ask_all or not _overrides_functions(type(t)))
+
+
+def trains(weights: Sequence[object]) -> bool:
+    """Whether gradients are surely asked of weights; if not, :func:`needs_gradients` knows."""
+    first = weights[0] if weights else None
+    return torch.is_grad_enabled() and type(first) is nn.Parameter and first.requires_grad
 
 
 def saves(training: bool, tensors: Sequence[Tensor]) -> bool:

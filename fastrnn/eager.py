@@ -2,7 +2,7 @@
 
 torch.library's ops cost some hundred microseconds per training step and layer, most of it for the
 dispatcher and for an autograd formula in Python. A call that nothing looks into needs neither: an
-autograd.Function with the same formula runs the forward op's kernel.
+autograd.Function with the same formula runs the ops' kernels.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ import torch
 from torch import Tensor
 
 from fastrnn import choice, ops
-from fastrnn._compat import calls_are_intercepted
-from fastrnn.gradients import formula_of, setup_context_of
+from fastrnn._compat import is_batched_gradient as is_batched
+from fastrnn.gradients import Runner, formula_of, ops_of, setup_context_of
 from fastrnn.kernels.contract import CELLS
-
-
-def suits(tensors: Sequence[Tensor]) -> bool:
-    """Whether nothing but gradients can be asked of a call with these tensors."""
-    return not choice.in_graph() and not calls_are_intercepted() and choice.are_plain(tensors)
 
 
 @functools.cache
 def operation(cell: str) -> Callable[..., tuple[Tensor, ...]]:
-    """A function with the arguments and results of a cell's op, all of them positional."""
-    forward_kernel = ops.FORWARD_KERNELS[cell]
+    """A function with the arguments and results of a cell's op, all of them positional.
+
+    It is for calls that are direct (:func:`fastrnn.choice.is_direct`), with plain tensors.
+    """
+    forward_kernel, backward_kernel = ops.FORWARD_KERNELS[cell], ops.BACKWARD_KERNELS[cell]
+
+    def runners(tensors: Sequence[Tensor | None]) -> tuple[Runner, Runner]:
+        given = [t for t in tensors if t is not None]
+        # A vmap may run a backward pass, and only the dispatcher sees its tensors.
+        if choice.is_direct() and choice.are_plain(given) and not any(map(is_batched, given)):
+            return forward_kernel, backward_kernel
+        return ops_of(CELLS[cell])
+
     setup_context = setup_context_of(CELLS[cell])
 
     class Layer(torch.autograd.Function):
@@ -38,7 +44,6 @@ def operation(cell: str) -> Callable[..., tuple[Tensor, ...]]:
             setup_context(ctx, args, results)
             return results
 
-        # The ops: vmap may run a backward pass, and only the dispatcher sees its tensors.
-        backward = staticmethod(formula_of(CELLS[cell]))
+        backward = staticmethod(formula_of(CELLS[cell], runners))
 
     return Layer.apply

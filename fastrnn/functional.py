@@ -114,7 +114,8 @@ def run_stack(
 ) -> Any:
     """What :func:`lstm` and :func:`gru` do; ``vendor`` is torch's way to run the call."""
     bias, num_layers, dropout, training, bidirectional = options
-    if not proj_size and not (dropout and training and num_layers > 1):
+    ordinary = choice.is_ordinary()
+    if ordinary and not proj_size and not (dropout and training and num_layers > 1):
         results = inference.run(
             cell, input, states, weights, bias, num_layers, bidirectional, batch_first, batch_sizes
         )
@@ -126,20 +127,21 @@ def run_stack(
         size = input.shape
         steps, batch = (size[1], size[0]) if batch_first else (size[0], size[1])
     backend, transformed, save, tensors = VENDOR, False, False, (input, *states, *weights)
-    if steps != 1 or choice.single_step_needs_choice(input):
-        if choice.under_autocast(input):
+    if steps != 1 or choice.single_step_needs_choice(input, ordinary):
+        if not ordinary and choice.under_autocast(input):
             dtype = torch.get_autocast_dtype(input.device.type)
             input, *rest = (_cast(t, dtype) for t in (input, *states, *weights))
             states, weights = tuple(rest[: len(states)]), rest[len(states) :]
         tensors = (input, *states, *weights)
-        transformed = choice.is_transformed(tensors)
-        save = choice.saves(options.training, tensors)
-        call = choice.call_of(cell, tensors, states, steps, batch, transformed, proj_size > 0)
+        transformed = not ordinary and choice.is_transformed(tensors)
+        needed = choice.needs_gradients(tensors)
+        save = needed if ordinary else choice.saves(training, tensors)
+        call = choice.call_of(cell, input, states, steps, batch, needed, transformed, proj_size > 0)
         backend = choice.backend_of(call, tensors, leave_open=not save)
     if backend == VENDOR:
         hx = states if cell == "lstm" else states[0]
         return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
-    if save and eager.suits(tensors):
+    if save and (ordinary or choice.is_direct()) and choice.are_plain(tensors):
         op = eager.operation(cell)
     else:
         op = _operation(cell, transformed)
@@ -252,11 +254,12 @@ def lstm_cell(
         RuntimeError: a forced backend does not support the call, or torch.lstm_cell raises it.
     """
     if _is_pair(hx):
-        weights = (w_ih, w_hh, b_ih, b_hh)
-        states = inference.step("lstm", input, tuple(hx), weights)
-        if states is not None:
-            return states[0], states[1]
-        if choice.single_step_needs_choice(input):
+        weights, ordinary = (w_ih, w_hh, b_ih, b_hh), choice.is_ordinary()
+        if ordinary:
+            states = inference.step("lstm", input, tuple(hx), weights)
+            if states is not None:
+                return states[0], states[1]
+        if choice.single_step_needs_choice(input, ordinary):
             return _step("lstm", input, hx, weights)
     return torch.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
@@ -274,11 +277,12 @@ def gru_cell(
     Arguments and errors are those of :func:`lstm_cell`, except that ``hx`` is h [B, H] alone and
     that weights have 3H rows. Returns the new h [B, H].
     """
-    weights = (w_ih, w_hh, b_ih, b_hh)
-    states = inference.step("gru", input, (hx,), weights)
-    if states is not None:
-        return states[0]
-    if choice.single_step_needs_choice(input):
+    weights, ordinary = (w_ih, w_hh, b_ih, b_hh), choice.is_ordinary()
+    if ordinary:
+        states = inference.step("gru", input, (hx,), weights)
+        if states is not None:
+            return states[0]
+    if choice.single_step_needs_choice(input, ordinary):
         return _step("gru", input, (hx,), weights)[0]
     return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
 
@@ -291,10 +295,11 @@ def _step(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[A
         weights = tuple([w if w is None else _cast(w, dtype) for w in weights])
     tensors = (input, *states, *(w for w in weights if w is not None))
     transformed = choice.is_transformed(tensors)
+    needed = choice.needs_gradients(tensors)
     if _sizes_disagree(input, states, weights):
         backend = VENDOR  # torch raises its own error
     else:
-        call = choice.call_of(cell, tensors, states, 1, input.shape[0], transformed)
+        call = choice.call_of(cell, input, states, 1, input.shape[0], needed, transformed)
         # Not left open: compilers fuse torch's single steps.
         backend = choice.backend_of(call, tensors, leave_open=False)
     if backend == VENDOR:
@@ -302,8 +307,7 @@ def _step(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[A
             return torch.lstm_cell(input, states, *weights)
         return (torch.gru_cell(input, states[0], *weights),)
     op = _operation(cell, transformed)
-    tail = (choice.needs_gradients(tensors), backend, False)
-    return op(input, *states, *weights, None, False, *tail)[1 : 1 + len(states)]
+    return op(input, *states, *weights, None, False, needed, backend, False)[1 : 1 + len(states)]
 
 
 def _sizes_disagree(input: Tensor, states: tuple[Tensor, ...], weights: tuple[Any, ...]) -> bool:

@@ -35,8 +35,25 @@ def setup_context_of(cell: Cell) -> Callable[..., None]:
     return setup_context
 
 
-def formula_of(cell: Cell) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The gradients of a cell's op, for torch.library.register_autograd."""
+Runner = Callable[..., tuple[Tensor, ...]]  # takes the arguments of an op and returns its results
+
+
+def ops_of(cell: Cell) -> tuple[Runner, Runner]:
+    """A cell's op, and the op of its gradients."""
+    namespace = torch.ops.fastrnn
+    return getattr(namespace, cell.name), getattr(namespace, f"{cell.name}_backward")
+
+
+def formula_of(
+    cell: Cell, runners: Callable[[Sequence[Tensor | None]], tuple[Runner, Runner]] | None = None
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The gradients of a cell's op, for torch.library.register_autograd.
+
+    Args:
+        cell: whose op.
+        runners: what runs the op, and the op of its gradients, with tensors like these; the ops
+            themselves if not given.
+    """
     n = 1 + cell.states  # x and the states; behind them w_ih, w_hh, b_ih, b_hh
     none = (None,) * 5  # batch_sizes, reverse, save, backend, batch_first
 
@@ -53,23 +70,23 @@ def formula_of(cell: Cell) -> Callable[..., tuple[Tensor | None, ...]]:
         if torch.is_grad_enabled():  # create_graph: the gradients must themselves have gradients
             results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *d_final])
             return (*results, *none)
+        run, run_backward = runners((*everything, *grads)) if runners else ops_of(cell)
         tail = (batch_sizes, ctx.reverse)
         if not ctx.save or ctx.changes:
-            op = getattr(torch.ops.fastrnn, cell.name)
-            y, *rest = op(*tensors, *tail, True, ctx.backend, ctx.batch_first)
+            y, *rest = run(*tensors, *tail, True, ctx.backend, ctx.batch_first)
             saved = rest[cell.states :]
         w_ih, w_hh, b_ih, _ = tensors[n:]
-        op = getattr(torch.ops.fastrnn, f"{cell.name}_backward")
-        dx, *rest = op(
+        dx, *d_inputs = run_backward(
             dy, *d_final, x, *states, w_ih, w_hh, y, *saved, *tail, ctx.needs_input_grad[0],
             ctx.backend, ctx.batch_first,
         )  # fmt: skip
         if cell.bias_gradients == 1:
             # Both biases have the same gradient, but in memory of their own: users scale them.
-            rest.append(rest[-1].clone())
+            d_inputs.append(d_inputs[-1].clone())
         if b_ih is None:
-            rest[-2:] = [None, None]
-        return (dx if ctx.needs_input_grad[0] else None, *rest, *none)
+            d_inputs = d_inputs[:-2]
+        no_bias = () if b_ih is not None else (None, None)
+        return (dx if ctx.needs_input_grad[0] else None, *d_inputs, *no_bias, *none)
 
     return backward
 

@@ -1,6 +1,7 @@
-"""A whole stack of layers in one op, for calls in eager mode on CPUs that need no gradients.
+"""A whole stack of layers in one op, for ordinary calls on CPUs that need no gradients.
 
-:func:`run` returns None for every other call; it then goes through :mod:`fastrnn.functional`.
+:func:`run` is for calls that are ordinary (:func:`fastrnn.choice.is_ordinary`). It returns None for
+those that need more; they then go through :mod:`fastrnn.functional`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from fastrnn import backends, choice
-from fastrnn._compat import calls_are_intercepted, extension_path
+from fastrnn._compat import extension_path
 from fastrnn.kernels import stack
-from fastrnn.kernels.contract import CELLS
+from fastrnn.kernels.contract import CELLS, Cell
 from fastrnn.kernels.cpu import DTYPES
 
 _library = torch.library.Library("fastrnn", "FRAGMENT")
@@ -28,7 +28,7 @@ for _schema in stack.SCHEMAS:
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 _CELLS = {cell.code: cell.name.upper() for cell in CELLS.values()}
-_GRU = CELLS["gru"].name
+_GRU = CELLS["gru"].code
 _DTYPES = {code: dtype for dtype, code in DTYPES.items()}
 _CPU = torch.device("cpu").type
 _lock = threading.Lock()
@@ -80,13 +80,13 @@ def run(
     Arguments are those of :func:`fastrnn.functional.lstm`; dropout must not be active. With input
     [B, I] and states [B, H] the call is one step of a cell, and the results are its new states.
     """
-    if torch.compiler.is_compiling():  # the set of kinds would fix the sizes in the graph
-        return None
+    if choice.trains(weights):
+        return None  # the usual call of a training loop
     steps = 0 if batch_sizes is None else batch_sizes.shape[0]
     kind = (cell, input.shape, states[0].shape, steps, batch_first, input.dtype)
     if kind in _declined or not _may_run(input, states, weights):
         return None
-    options = stack.options(cell == _GRU, bias, bidirectional, batch_first, num_layers)
+    options = stack.options(CELLS[cell].code == _GRU, bias, bidirectional, batch_first, num_layers)
     results: list[Tensor]
     if batch_sizes is None:
         results = torch.ops.fastrnn.stack.default(input, states, weights, options)
@@ -112,6 +112,42 @@ def step(
     return run(cell, input, states, given, weights[2] is not None, 1, False)
 
 
+def layer(
+    cell: Cell, backend: str, x: Tensor, tensors: Sequence[Tensor | None], batch_first: bool
+) -> list[Tensor] | None:
+    """What a cell's op returns without saving, padded and forwards; None if the op must do it.
+
+    Args:
+        cell: of the layer.
+        backend: the op's.
+        x: [T, B, I] ([B, T, I] with ``batch_first``), or [B, I] for a single step.
+        tensors: states ([1, B, H], or [B, H] for a single step), weights and biases.
+        batch_first: see x.
+
+    Returns:
+        y and the final states, in the op's shapes.
+    """
+    bias = tensors[-1] is not None
+    given: Any = tensors if bias else tensors[:-2]
+    if x is None or any(t is None for t in given) or (not bias and tensors[-2] is not None):
+        return None  # the op says what is missing
+    dim = x.dim()
+    if given[0].dim() != dim or not x.is_cpu or not (_ready or _enabled()):
+        return None
+    if backend:
+        record = backends.BACKENDS.get(backend)
+        if record is None or not record.stacks:
+            return None
+    elif backends.forced_backend() is not None:
+        return None
+    states, weights = given[: cell.states], given[cell.states :]
+    options = stack.options(cell.code == _GRU, bias, False, batch_first, 1)
+    results: list[Tensor] = torch.ops.fastrnn.stack.default(x, states, weights, options)
+    if not results:
+        return None
+    return results if dim == 3 else [results[0].clone(), *results]
+
+
 _declined: set[tuple[Any, ...]] = set()  # kinds of calls that others run; to ask takes microseconds
 _MOST_DECLINED = 4096
 
@@ -123,19 +159,15 @@ def forget_choices() -> None:
 
 
 def _may_run(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:
-    if not input.is_cpu or not _is_plain(input, states, weights):
+    if not input.is_cpu:
         return False
-    return _ready or (_ready is None and load_error() is None)
+    tensors = (input, *states, *weights)
+    if not choice.are_plain(tensors):  # first: others may not say whether they require gradients
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    return _ready or _enabled()
 
 
-def _is_plain(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:
-    """Whether nothing but the results is asked of a call, and of tensors that are just tensors."""
-    tensors: tuple[Any, ...] = (input, *states, *weights)
-    return not (
-        not choice.are_plain(tensors)  # first: others may not answer what follows
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        or calls_are_intercepted()
-        or torch.is_autocast_enabled(_CPU)
-        or backends.forced_backend() is not None
-        or is_tracing()
-    )
+def _enabled() -> bool:
+    return _ready is None and load_error() is None

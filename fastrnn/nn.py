@@ -9,6 +9,7 @@ trace.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -122,18 +123,18 @@ class _Recurrent(_DropIn, nn.RNNBase):
             return [getattr(self, name) for name in names]
         # torch's own test for changes looks up each weight twice through Module.__getattr__, which
         # costs as much as a small call.
-        own, changed = own_parameters(self), False
-        for ref, name in zip(self._flat_weight_refs, names, strict=True):
-            if name not in own:  # parametrised or pruned: computed at each call, as often as torch
-                self._update_flat_weights()
-                weights = cast(list[Tensor], self._flat_weights)
-                self._flat_weights = [w.detach() for w in weights]  # a graph could not be copied
-                return weights
-            if ref is None or ref() is not own[name]:
-                changed = True
-        if changed:
+        own = own_parameters(self)
+        weights = cast(list[Tensor], self._flat_weights)
+        if all(map(operator.is_, weights, map(own.get, names))):
+            return weights
+        if all(name in own for name in names):  # one was replaced
             self._init_flat_weights()
-        return cast(list[Tensor], self._flat_weights)
+            return cast(list[Tensor], self._flat_weights)
+        # Some are parametrised or pruned: computed at each call, as often as torch does.
+        self._update_flat_weights()
+        weights = cast(list[Tensor], self._flat_weights)
+        self._flat_weights = [w.detach() for w in weights]  # a graph could not be copied
+        return weights
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """Raises what torch.nn.RNNBase raises for input that does not fit."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import backends, flops
+from fastrnn import backends, flops, inference
 from fastrnn.checks import check, check_alike, check_rows
 from fastrnn.gradients import formula_of, setup_context_of
 from fastrnn.kernels.contract import CELLS, Cell, KernelModule
@@ -121,6 +121,10 @@ def _forward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
         if len(args) > n + 8:
             *args, batch_first = args  # type: ignore[assignment]
         *tensors, batch_sizes, reverse, save, backend = args
+        if batch_sizes is None and not reverse and not save:
+            results = inference.layer(cell, backend, x, tensors, batch_first)
+            if results is not None:
+                return (*results, *[x.new_empty(0) for _ in cell.saved_widths])
         h0 = tensors[0]
         rows, _ = check_rows(cell.name, x, h0, batch_sizes, batch_first)
         width, features = cell.gates * h0.shape[-1], x.shape[-1]
@@ -230,11 +234,14 @@ def _fake_backward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
 
 # What each op runs, for callers that know that the dispatcher has nothing to add.
 FORWARD_KERNELS = {cell.name: _forward_kernel(cell) for cell in CELLS.values()}
+BACKWARD_KERNELS = {cell.name: _backward_kernel(cell) for cell in CELLS.values()}
 
 for _cell in CELLS.values():
     _define(_cell)
     _library.impl(_cell.name, FORWARD_KERNELS[_cell.name], "CompositeExplicitAutograd")
-    _library.impl(f"{_cell.name}_backward", _backward_kernel(_cell), "CompositeExplicitAutograd")
+    _library.impl(
+        f"{_cell.name}_backward", BACKWARD_KERNELS[_cell.name], "CompositeExplicitAutograd"
+    )
     torch.library.register_fake(f"fastrnn::{_cell.name}", _fake_forward(_cell), lib=_library)
     torch.library.register_fake(
         f"fastrnn::{_cell.name}_backward", _fake_backward(_cell), lib=_library

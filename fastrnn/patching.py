@@ -85,9 +85,9 @@ def _run(
         input, hx, weights, *options, batch_first = args
         batch_sizes = None
     states = hx if lstm else (hx,)
+    ordinary = choice.is_ordinary()
     if (
-        has_dispatch_mode()
-        or choice.in_graph()
+        (not ordinary and (has_dispatch_mode() or choice.in_graph()))
         or not isinstance(states, list | tuple)
         or not isinstance(weights, list)
         or not choice.are_plain((input, *states, *weights))
@@ -108,10 +108,12 @@ def _run(
         if len(_known) >= _MOST_CALLS:
             _known.clear()
         known = _known[key] = _judged(lstm, input, batch_sizes, states, batch_first, key[-1])
-    special = transforms_active() or backends.forced_backend() is not None
-    if choice.under_autocast(input):
-        # torch's GRU computes in two dtypes on CPUs, and its results have the wider one.
-        special, known = lstm or not input.is_cpu, _TORCHS
+    special = False
+    if not ordinary:
+        special = transforms_active() or backends.forced_backend() is not None
+        if choice.under_autocast(input):
+            # torch's GRU computes in two dtypes on CPUs, and its results have the wider one.
+            special, known = lstm or not input.is_cpu, _TORCHS
     if known is _TORCHS and not special:
         return own(*args)
     stack = functional.StackOptions(*options)
@@ -157,8 +159,9 @@ def _judged(
     if not fits:
         return _UNUSUAL
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
-    call = choice.call_of("lstm" if lstm else "gru", (input,), states, steps, states[0].shape[1])
-    call = call._replace(training=training, in_one_op=input.is_cpu and not training)
+    cell = "lstm" if lstm else "gru"
+    call = choice.call_of(cell, input, states, steps, states[0].shape[1], training)
+    call = call._replace(in_one_op=input.is_cpu and not training)
     return _TORCHS if backends.choose(call).backend == choice.VENDOR else _OURS
 
 
@@ -208,7 +211,7 @@ def _step_function(cell: str) -> Callable[..., Any]:
     original, count = layer_function(f"{cell}_cell"), 2 if cell == "lstm" else 1
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if choice.in_graph() or kwargs or len(args) != 6:
+        if kwargs or len(args) != 6 or not choice.is_ordinary():
             return original(*args, **kwargs)
         input, hx, *weights = args
         states = tuple(hx) if isinstance(hx, list | tuple) else (hx,)

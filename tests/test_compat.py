@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -154,6 +154,47 @@ def test_modes_and_transforms_are_noticed_in_one_question() -> None:
         assert _compat.has_dispatch_mode()
     with forward_ad.dual_level():
         assert _compat.calls_are_intercepted()
+
+
+def test_autocast_is_noticed_on_any_device() -> None:
+    assert not _compat.autocast_is_active()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _compat.autocast_is_active()
+        with torch.autocast("cpu", enabled=False):
+            assert not _compat.autocast_is_active()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+def test_tracing_is_noticed() -> None:
+    seen = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(_compat.is_tracing())
+        return 2 * x
+
+    function(torch.ones(1))
+    torch.jit.trace(function, torch.ones(1))
+    assert seen[:2] == [False, True]
+
+
+def test_batched_gradients_are_noticed() -> None:
+    seen = []
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
+            seen.append(_compat.is_batched_gradient(dy))
+            return 2 * dy
+
+    x = torch.ones(3, requires_grad=True)
+    y = Double.apply(x)
+    y.sum().backward(retain_graph=True)
+    torch.autograd.grad(y, x, torch.ones(2, 3), is_grads_batched=True)
+    assert seen == [False, True]
 
 
 def test_torchs_library_can_be_found() -> None:
