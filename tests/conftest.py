@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import command, oracle
+from tests import command, oracle, patched, peers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,6 +48,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces each CPU backend in turn, the native one at each instruction set."""
     with oracle.forced(request.param):
         yield request.param
+
+
+@pytest.fixture(params=[peers.library, patched], ids=["fastrnn", "patch_torch"])
+def both_libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests fastrnn's modules, and then torch.nn's under fastrnn.patch_torch()."""
+    monkeypatch.setattr(peers, "library", request.param)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import fastrnn
 
 LAYERS, CELLS = ("LSTM", "GRU"), ("LSTMCell", "GRUCell")
+library: Any = fastrnn  # or tests.patched: see the fixture both_libraries
 BATCH, INPUT, HIDDEN = 3, 4, 5
 LENGTHS = {"packed": (1.0, 0.7, 0.3), "unsorted": (0.7, 1.0, 0.3)}  # of the steps
 
@@ -104,7 +105,7 @@ class Setup:
 def pair(name: str, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """fastrnn's and torch.nn's module with the same weights."""
     wanted = getattr(nn, name)(*args, **kwargs)
-    found = getattr(fastrnn, name)(*args, **kwargs)
+    found = getattr(library, name)(*args, **kwargs)
     found.load_state_dict(wanted.state_dict())
     return found, wanted
 

@@ -13,8 +13,9 @@ from torch.testing._internal.common_modules import ModuleInfo, module_db
 from torch.utils import _pytree as pytree
 
 import fastrnn
+from tests import peers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "both_libraries")
 
 INFOS = [
     info for info in module_db if info.module_cls in (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
@@ -66,7 +67,7 @@ def test_sample_inputs(
         made = sample.constructor_input
         projected = made.kwargs.get("proj_size", 0) > 0
         wanted = info.module_cls(*made.args, **made.kwargs, dtype=dtype).train(training)
-        ours = getattr(fastrnn, info.module_cls.__name__)
+        ours = getattr(peers.library, info.module_cls.__name__)
         found = ours(*made.args, **made.kwargs, dtype=dtype).train(training)
         found.load_state_dict(wanted.state_dict())
         if forced is None:
@@ -94,7 +95,7 @@ def test_error_inputs(info: ModuleInfo) -> None:
     errors = info.module_error_inputs_func(
         info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
     )
-    ours = getattr(fastrnn, info.module_cls.__name__)
+    ours = getattr(peers.library, info.module_cls.__name__)
     assert errors
     for error in errors:
         assert _raised(ours, error) == _raised(info.module_cls, error)

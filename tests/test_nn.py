@@ -14,19 +14,22 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
+from tests import patched, peers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "both_libraries")
 
 LAYERS, CELLS = ("LSTM", "GRU"), ("LSTMCell", "GRUCell")
 modules = pytest.mark.parametrize("name", [*LAYERS, *CELLS])
 layers = pytest.mark.parametrize("name", LAYERS)
+# tests/test_patching.py compiles torch.nn's modules under the patch, which makes no graph of them.
+not_patched = pytest.mark.parametrize("both_libraries", [fastrnn], ids=["fastrnn"], indirect=True)
 
 
 def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
     """fastrnn's and torch.nn's module with the same weights."""
     torch.manual_seed(0)
     wanted = getattr(nn, name)(*args, **kwargs)
-    found = getattr(fastrnn, name)(*args, **kwargs)
+    found = getattr(peers.library, name)(*args, **kwargs)
     found.load_state_dict(wanted.state_dict())
     return found, wanted
 
@@ -49,7 +52,7 @@ def output(result: Any) -> Tensor:
 @modules
 def test_repr_parameters_and_initial_weights(name: str) -> None:
     made = []
-    for library in (fastrnn, nn):
+    for library in (peers.library, nn):
         torch.manual_seed(3)
         made.append(getattr(library, name)(3, 5))
     found, wanted = made
@@ -274,7 +277,9 @@ def test_autocast_to_bfloat16(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         results = found(x)
     y = output(results)
-    assert y.dtype == torch.bfloat16  # as on GPUs; torch.nn's cells stay in float32 on CPUs
+    # As on GPUs. On CPUs torch.nn's GRU and cells return float32, and under the patch they still do.
+    torchs = peers.library is patched and name != "LSTM"
+    assert y.dtype == (torch.float32 if torchs else torch.bfloat16)
     torch.testing.assert_close(y.float(), output(wanted(x)), rtol=2e-2, atol=2e-2)
     y.sum().backward()
     assert x.grad is not None
@@ -284,6 +289,7 @@ def test_autocast_to_bfloat16(name: str) -> None:
 # ---- compilation
 
 
+@not_patched
 @modules
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -304,6 +310,7 @@ def test_compiles_to_one_graph(name: str, training: bool, dynamic: bool) -> None
             )
 
 
+@not_patched
 @layers
 def test_compiles_with_packed_input(name: str) -> None:
     torch.compiler.reset()
@@ -412,7 +419,7 @@ def test_bad_calls_of_a_layer(name: str, bad: str, backend: str | None) -> None:
         error = raised(lambda: call(found, two))
     if two and bad.startswith("packed"):  # torch.nn.LSTM leaves these to whatever fails first
         assert error[0] == expected[0]
-        assert "Expected" in error[1]
+        assert "Expected" in error[1] or peers.library is patched
     else:
         assert error == expected
 

@@ -29,12 +29,11 @@ from torch.testing._internal.common_modules import ModuleInfo, module_db
 from torch.testing._internal.common_utils import freeze_rng_state, noncontiguous_like
 from torch.utils import _pytree as pytree
 
-import fastrnn
 from tests import peers
 from tests.peers import Setup
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "both_libraries"),
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     # torch scripts its decompositions the first time that forward mode is used
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
@@ -51,7 +50,7 @@ def samples(
 ) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """fastrnn's modules with the arguments of a call."""
     torch.manual_seed(0)
-    cls = getattr(fastrnn, info.module_cls.__name__)
+    cls = getattr(peers.library, info.module_cls.__name__)
     given = {"device": "cpu", "dtype": dtype, "requires_grad": grad, "training": training}
     for sample in info.module_inputs_func(info, **given):
         made = sample.constructor_input
@@ -91,7 +90,7 @@ def test_factory_kwargs(info: ModuleInfo) -> None:
     for sample in info.module_inputs_func(
         info, device="cpu", dtype=torch.float32, requires_grad=False, training=False
     ):
-        made, cls = sample.constructor_input, getattr(fastrnn, info.module_cls.__name__)
+        made, cls = sample.constructor_input, getattr(peers.library, info.module_cls.__name__)
         for dtype in (torch.float64, torch.bfloat16):
             module = cls(*made.args, **made.kwargs, device="meta", dtype=dtype)
             assert {(p.dtype, p.device.type) for p in module.parameters()} == {(dtype, "meta")}
@@ -249,7 +248,7 @@ cells = pytest.mark.parametrize("name", peers.CELLS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @cells
 def test_cell_steps_and_backward(name: str, bias: bool) -> None:
-    cell = getattr(fastrnn, name)(10, 20, bias=bias)
+    cell = getattr(peers.library, name)(10, 20, bias=bias)
     x, state = torch.randn(3, 10), torch.randn(3, 20)
     hx: Any = (state, torch.randn(3, 20)) if name == "LSTMCell" else state
     for _ in range(6):
@@ -263,7 +262,7 @@ def test_cell_steps_and_backward(name: str, bias: bool) -> None:
 @layers
 def test_dropout_of_equal_values(name: str, value: float, training: bool) -> None:
     """The layers' units do not mix: each value between them is either dropped or scaled."""
-    layer = getattr(fastrnn, name)(10, 1000, 2, bias=False, dropout=value).train(training)
+    layer = getattr(peers.library, name)(10, 1000, 2, bias=False, dropout=value).train(training)
     with torch.no_grad():
         layer.weight_ih_l0.fill_(0.05)
         layer.weight_ih_l1.copy_(torch.eye(1000).repeat(len(layer.weight_ih_l1) // 1000, 1))
@@ -279,7 +278,7 @@ def test_dropout_of_equal_values(name: str, value: float, training: bool) -> Non
 
 @layers
 def test_dropout_states_of_the_generator(name: str) -> None:
-    layer = getattr(fastrnn, name)(100, 100, 2, dropout=0.5, bidirectional=True).train()
+    layer = getattr(peers.library, name)(100, 100, 2, dropout=0.5, bidirectional=True).train()
     x = torch.rand(3, 1, 100)
     torch.manual_seed(7)
     first = [layer(x)[0] for _ in range(2)]
@@ -292,7 +291,7 @@ def test_dropout_states_of_the_generator(name: str) -> None:
 
 @layers
 def test_change_of_dropout(name: str) -> None:
-    layer = getattr(fastrnn, name)(20, 20, 2, dropout=0.5).train()
+    layer = getattr(peers.library, name)(20, 20, 2, dropout=0.5).train()
     x = torch.rand(3, 4, 20)
     assert not torch.equal(layer(x)[0], layer(x)[0])
     layer.dropout = 0.0
@@ -309,7 +308,7 @@ def test_change_of_dropout(name: str) -> None:
 def test_initial_state_of_zeros(
     name: str, bias: bool, num_layers: int, bidirectional: bool
 ) -> None:
-    layer = getattr(fastrnn, name)(10, 10, num_layers, bias, bidirectional=bidirectional)
+    layer = getattr(peers.library, name)(10, 10, num_layers, bias, bidirectional=bidirectional)
     x, zeros = torch.randn(3, 2, 10), torch.zeros(num_layers * (1 + bidirectional), 2, 10)
     hx: Any = (zeros, zeros) if name == "LSTM" else zeros
     torch.testing.assert_close(layer(x), layer(x, hx), rtol=0, atol=0)
@@ -338,7 +337,7 @@ def test_variable_lengths_equal_sequences_one_by_one(
     name: str, batch_first: bool, bidirectional: bool
 ) -> None:
     torch.manual_seed(0)
-    layer = getattr(fastrnn, name)(
+    layer = getattr(peers.library, name)(
         3, 4, 2, batch_first=batch_first, bidirectional=bidirectional, dtype=torch.float64
     )
     lengths = [7, 5, 5, 2, 1, 1]
@@ -359,7 +358,7 @@ def test_variable_lengths_equal_sequences_one_by_one(
 @pytest.mark.parametrize("enforce_sorted", [True, False])
 @layers
 def test_packed_equals_padded_for_equal_lengths(name: str, enforce_sorted: bool) -> None:
-    layer = getattr(fastrnn, name)(3, 4, 2, bidirectional=True, dtype=torch.float64)
+    layer = getattr(peers.library, name)(3, 4, 2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(5, 3, 3, dtype=torch.float64)
     packed = pack_padded_sequence(x, torch.tensor([5, 5, 5]), enforce_sorted=enforce_sorted)
     output, state = layer(packed)
@@ -370,7 +369,7 @@ def test_packed_equals_padded_for_equal_lengths(name: str, enforce_sorted: bool)
 
 @layers
 def test_a_sequence_in_pieces_equals_the_whole(name: str) -> None:
-    layer = getattr(fastrnn, name)(3, 4, 2, dtype=torch.float64)
+    layer = getattr(peers.library, name)(3, 4, 2, dtype=torch.float64)
     x = torch.randn(9, 2, 3, dtype=torch.float64)
     whole, last = layer(x)
     state, outputs = None, []
@@ -383,7 +382,7 @@ def test_a_sequence_in_pieces_equals_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*peers.LAYERS, *peers.CELLS])
 def test_retain_variables(name: str) -> None:
-    module = getattr(fastrnn, name)(10, 20, dtype=torch.float64)
+    module = getattr(peers.library, name)(10, 20, dtype=torch.float64)
     x = torch.randn(3, 10, dtype=torch.float64, requires_grad=True)
     value = peers.loss(peers.tensors(module(x)))
     value.backward(retain_graph=True)
@@ -397,7 +396,7 @@ def test_retain_variables(name: str) -> None:
 
 @layers
 def test_weights_shared_between_modules(name: str) -> None:
-    first, second = (getattr(fastrnn, name)(4, 4) for _ in range(2))
+    first, second = (getattr(peers.library, name)(4, 4) for _ in range(2))
     for key, _ in list(first.named_parameters()):
         setattr(second, key, getattr(first, key))
     x = torch.randn(5, 3, 4)
