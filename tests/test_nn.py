@@ -277,7 +277,7 @@ def test_autocast_to_bfloat16(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         results = found(x)
     y = output(results)
-    # As on GPUs. On CPUs torch.nn's GRU and cells return float32, and under the patch they still do.
+    # As on GPUs. On CPUs torch.nn's GRU and cells return float32, and still do under the patch.
     torchs = peers.library is patched and name != "LSTM"
     assert y.dtype == (torch.float32 if torchs else torch.bfloat16)
     torch.testing.assert_close(y.float(), output(wanted(x)), rtol=2e-2, atol=2e-2)

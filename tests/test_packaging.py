@@ -58,9 +58,7 @@ def test_wheel_holds_the_packages_and_the_library_and_nothing_else(wheel: Path) 
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if ".dist-info/" not in name}
     others = {"fastrnn/kernels/_native/build.json", "fastrnn/py.typed"}
-    page = {
-        file.relative_to(ROOT).as_posix() for file in (ROOT / "fastrnn/tasks/page").iterdir()
-    }
+    page = {file.relative_to(ROOT).as_posix() for file in (ROOT / "fastrnn/tasks/page").iterdir()}
     assert packaged == sources | native | others | page
 
 
