@@ -164,7 +164,7 @@ def test_autocast_is_noticed_on_any_device() -> None:
             assert not _compat.autocast_is_active()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated
 def test_tracing_is_noticed() -> None:
     seen = []
 
