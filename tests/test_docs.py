@@ -54,7 +54,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, capsys, monkeypatch):
         out = capsys.readouterr().out
         accuracies = re.findall(r"test accuracy ([\d.]+)%", out)
         assert float(accuracies[0]) > 90
-        assert "docs/seven.png: 7 (" in out  # the picture shows a seven
+        assert "docs/four.png: 4 (" in out  # the picture shows a four
 
 
 def test_only_these_blocks_do_not_run():
