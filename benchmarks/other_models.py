@@ -14,7 +14,6 @@ import argparse
 import functools
 import importlib
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,7 +25,8 @@ from torch.utils import _pytree as pytree
 
 import fastrnn
 
-from .measure import least_in_turn, no_garbage_collection
+from .measure import no_garbage_collection
+from .patching import in_turn
 
 TOLERANCES = 1e-4, 1e-3  # relative, against torch.nn's own float32 results: outputs, gradients
 
@@ -177,25 +177,6 @@ def difference(subject: Subject, run: Callable[[Subject], list[Tensor]]) -> floa
         for a, b in zip(before, under, strict=True)
     ]
     return max(errors) / tolerance
-
-
-def in_turn(run: Callable[[], Any], budget: float) -> tuple[float, float]:
-    """Least seconds of a call before and under the patch."""
-
-    def least() -> float:
-        run()
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    def under_the_patch() -> float:
-        with fastrnn.patch_torch():
-            return least()
-
-    return least_in_turn(least, under_the_patch, budget=budget, tries=2, rounds=5)[:2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
