@@ -16,11 +16,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--examples", type=int, help="random calls to try, in tests that try many")
 
 
-def pytest_configure() -> None:
+# Files of few tests that take minutes. They run first, so that no process waits for them alone.
+SLOW = ("test_packaging.py", "test_native_sanitizers.py", "test_processes.py", "test_compile.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs slow files first."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Shares the processors among test processes that run side by side (pytest -n).
 
     And takes SIGINT, which a shell makes its background jobs ignore, with all that they start.
     """
+    config.option.loadscopereorder = False  # pytest-xdist's own order puts files of few tests last
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)
