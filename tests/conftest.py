@@ -28,10 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Shares the processors among test processes that run side by side (pytest -n).
 
-    And takes SIGINT, which a shell makes its background jobs ignore, with all that they start.
+    And takes the signals that a shell's background jobs and nohup ignore, with all that they start.
     """
     config.option.loadscopereorder = False  # pytest-xdist's own order puts files of few tests last
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
         threads = max(1, (os.cpu_count() or 1) // workers)
         torch.set_num_threads(threads)

@@ -146,7 +146,7 @@ class TestLossMap:
         panel, colours = figures.loss_map(torch.full((4, 6), 0.5)).axes
         assert panel.get_title() == "test set: 12.00 nats per image"
         assert np.asarray(panel.images[0].get_array()).shape == (4, 6)
-        assert colours.get_ylabel() == "nats"
+        assert colours.get_ylabel() == "mean loss, nats per pixel"
 
 
 class TestCommand:
