@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,24 @@ def pytest_configure(config: pytest.Config) -> None:
         threads = max(1, (os.cpu_count() or 1) // workers)
         torch.set_num_threads(threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, see :func:`tests.pages.chromium`."""
+    from tests import pages  # needs selenium, which not all environments have
+
+    with pages.chromium() as driver:
+        yield driver
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a page, see :func:`tests.pages.opener`."""
+    from tests import pages
+
+    with pages.opener(browser, tmp_path) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -21,26 +21,12 @@ from tests.pages import (
     PATIENCE,
     PREDICTION,
     TEST,
-    chromium,
     grown,
     large,
-    opener,
     page_of,
 )  # fmt: skip
 
 FACE = Path(demo.__file__).parent / "page"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    with opener(browser, tmp_path) as opened:
-        yield opened
 
 
 def check_numbers(model, dataset, browser):

@@ -14,26 +14,12 @@ from tests.pages import (
     CLASSIFICATION,
     INPAINTING,
     PREDICTION,
-    chromium,
-    opener,
     page_of,
     settled,
 )  # fmt: skip
 
 PHONE = 360  # pixels that a small one is wide
 MIDDLE = 8 * 4 + 4  # the pixel at which the board's cursor starts, on 8 x 8
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    with opener(browser, tmp_path) as opened:
-        yield opened
 
 
 class TestDrawing:
