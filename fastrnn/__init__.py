@@ -1,6 +1,7 @@
 """fastrnn: torch.nn.LSTM and torch.nn.GRU, faster, by a one-word swap."""
 
 from fastrnn import _signals as _signals  # first: what follows takes seconds
+from fastrnn import measured as _measured
 from fastrnn.backends import backend, empty_cache, fastrnn_version
 from fastrnn.conversion import convert, revert
 from fastrnn.info import backend_info
@@ -21,6 +22,15 @@ __all__ = [
     "revert",
     "unpatch_torch",
 ]
+
+
+def _measure(call: _measured.Call, table: _measured.Table) -> None:
+    from fastrnn import measuring  # rarely needed
+
+    measuring.measure(call, table)
+
+
+_measured.measure_class = _measure
 
 
 def __getattr__(name: str) -> str:

@@ -1,9 +1,10 @@
 """The backends, one record each, and which one runs a call, and why.
 
-The choice is never to be slower than torch.nn: where its path wins (:mod:`fastrnn.tuning`), it is
-taken. The environment variable FASTRNN_BACKEND (read when fastrnn is imported), or ``with
-fastrnn.backend(name):``, forces a backend; a call that it does not support then raises. Under
-torch.compile the choice is made when a graph is traced.
+The choice is never to be slower than torch.nn: where its path won a measurement on this machine
+(:mod:`fastrnn.measured`) or, where nothing was measured, a rule says that it wins
+(:mod:`fastrnn.tuning`), it is taken. The environment variable FASTRNN_BACKEND (read when fastrnn is
+imported), or ``with fastrnn.backend(name):``, forces a backend; a call that it does not support
+then raises. Under torch.compile the choice is made when a graph is traced.
 
 To add a backend, write a module that follows :mod:`fastrnn.kernels.contract` and add a record.
 """
@@ -21,21 +22,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from fastrnn import _compat, tuning
+from fastrnn import _compat, measured, tuning
 from fastrnn.kernels import cpu_pool
 from fastrnn.kernels.contract import CELLS, KernelModule
-from fastrnn.tuning import Call as Call  # noqa: PLC0414  (for callers, too)
-
-
-@functools.cache
-def fastrnn_version() -> str:
-    """The version of fastrnn that is installed; ``unknown`` for a source tree that is not."""
-    from importlib.metadata import PackageNotFoundError, version  # loads slowly
-
-    try:
-        return version("fastrnn")
-    except PackageNotFoundError:
-        return "unknown"
+from fastrnn.tables import fastrnn_version as fastrnn_version  # noqa: PLC0414  (for callers, too)
+from fastrnn.tuning import Call as Call  # noqa: PLC0414
 
 
 def _nothing_missing() -> str | None:
@@ -242,8 +233,12 @@ def forced_backend() -> str | None:
     return _forced.get()
 
 
-def choose(call: Call) -> Choice:
+def choose(call: Call, measure: bool = False) -> Choice:
     """The backend for a call.
+
+    Args:
+        call: to be run.
+        measure: whether it is a call in eager code, which may be measured first.
 
     Raises:
         RuntimeError: the forced backend does not support the call.
@@ -258,13 +253,17 @@ def choose(call: Call) -> Choice:
                 "or force another backend (FASTRNN_BACKEND, fastrnn.backend)"
             )
         return Choice(forced, FORCED)
-    return _choose_freely(call)
+    return _choose_freely(call, measure)
 
 
-def _choose_freely(call: Call) -> Choice:
+def _choose_freely(call: Call, measure: bool) -> Choice:
     if call.transformed and unsupported(REFERENCE.name, call) is None:
         reason = "forward-mode gradients and functorch need differentiable steps"
         return Choice(REFERENCE.name, reason)
+    if not call.projected and not torch.compiler.is_compiling():
+        found = measured.lookup(call, measure)
+        if found is not None and found[0] in BACKENDS and unsupported(found[0], call) is None:
+            return Choice(*found)
     reason = f"fastrnn has no kernels for tensors on {call.device}"
     for record in BACKENDS.values():
         if not record.automatic or call.device not in (record.devices or ()):
@@ -295,7 +294,7 @@ def has_kernels(call: Call) -> bool:
 
 def runs_in_one_op(call: Call) -> bool:
     """Whether a stack of layers shall run in one op, if no backend is forced."""
-    return BACKENDS[_choose_freely(call._replace(in_one_op=True)).backend].stacks
+    return BACKENDS[_choose_freely(call._replace(in_one_op=True), True).backend].stacks
 
 
 def kernels_for(name: str, call: Call) -> KernelModule:
@@ -367,6 +366,7 @@ def explain(
     device: str | torch.device = "cpu",
     training: bool = False,
     proj_size: int = 0,
+    packed: bool = False,
 ) -> Choice:
     """The backend that a call of this size would take, and why.
 
@@ -376,14 +376,16 @@ def explain(
         dtype: of all tensors.
         device: of all tensors.
         training: whether gradients will be asked for.
+        packed: whether the input is a packed sequence.
 
     Raises:
         RuntimeError: the forced backend does not support the call.
     """
+    where = torch.device(device)
     return choose(
         Call(
             cell=cell,
-            device=torch.device(device).type,
+            device=where.type,
             dtype=dtype,
             steps=steps,
             batch=batch,
@@ -391,5 +393,8 @@ def explain(
             hidden_size=hidden_size,
             training=training,
             projected=proj_size > 0,
+            in_one_op=where == _CPU and not training,
+            packed=packed,
+            device_index=where.index,
         )
     )

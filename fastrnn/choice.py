@@ -77,11 +77,13 @@ def call_of(
     training: bool,
     transformed: bool = False,
     projected: bool = False,
+    packed: bool = False,
 ) -> backends.Call:
     """What the choice of a backend depends on."""
+    device = input.device
     return backends.Call(
         cell=cell.upper(),
-        device=input.device.type,
+        device=device.type,
         dtype=input.dtype,
         steps=steps,
         batch=batch,
@@ -90,6 +92,8 @@ def call_of(
         training=training,
         projected=projected,
         transformed=transformed,
+        packed=packed,
+        device_index=device.index,
     )
 
 
@@ -110,7 +114,7 @@ def backend_of(call: backends.Call, tensors: tuple[Tensor, ...], leave_open: boo
     traced = in_graph()
     if traced and _onnx_export():
         return VENDOR  # ONNX has operators for torch's
-    choice = backends.choose(call)
+    choice = backends.choose(call, measure=not traced and not special)
     if not traced or choice.reason == backends.FORCED:
         return choice.backend
     ours = choice.backend != VENDOR or (leave_open and backends.has_kernels(call))

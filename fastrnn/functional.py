@@ -136,7 +136,10 @@ def run_stack(
         transformed = not ordinary and choice.is_transformed(tensors)
         needed = choice.needs_gradients(tensors)
         save = needed if ordinary else choice.saves(training, tensors)
-        call = choice.call_of(cell, input, states, steps, batch, needed, transformed, proj_size > 0)
+        call = choice.call_of(
+            cell, input, states, steps, batch, needed, transformed, proj_size > 0,
+            batch_sizes is not None,
+        )  # fmt: skip
         backend = choice.backend_of(call, tensors, leave_open=not save)
     if backend == VENDOR:
         hx = states if cell == "lstm" else states[0]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import backends, choice
+from fastrnn import backends, choice, measured
 from fastrnn._compat import extension_path
 from fastrnn.kernels import stack
 from fastrnn.kernels.contract import CELLS, Cell
@@ -46,6 +46,7 @@ def _choose(call: stack.StackCall) -> bool:
             input_size=call.input_size,
             hidden_size=call.hidden_size,
             training=False,
+            packed=bool(call.packed),
         )
     )
 
@@ -156,6 +157,9 @@ def forget_choices() -> None:
     """Asks anew what runs in one op; for whoever changes what the choice depends on."""
     _declined.clear()
     stack.forget_choices()
+
+
+measured.listeners.append(forget_choices)
 
 
 def _may_run(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor]) -> bool:

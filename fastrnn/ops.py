@@ -75,8 +75,9 @@ def _kernels(
     batch, hidden = h0.shape[-2:]
     steps = rows // max(batch, 1) if batch_sizes is None else len(batch_sizes)
     call = backends.Call(
-        cell.name.upper(), x.device.type, x.dtype, steps, batch, x.shape[-1], hidden, save
-    )
+        cell.name.upper(), x.device.type, x.dtype, steps, batch, x.shape[-1], hidden, save,
+        packed=batch_sizes is not None, device_index=x.device.index,
+    )  # fmt: skip
     return backends.kernels_for(backend, call)
 
 

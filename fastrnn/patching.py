@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import backends, choice, functional, inference
+from fastrnn import backends, choice, functional, inference, measured
 from fastrnn._compat import (
     composite,
     has_dispatch_mode,
@@ -161,13 +161,16 @@ def _judged(
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
     cell = "lstm" if lstm else "gru"
     call = choice.call_of(cell, input, states, steps, states[0].shape[1], training)
-    call = call._replace(in_one_op=input.is_cpu and not training)
-    return _TORCHS if backends.choose(call).backend == choice.VENDOR else _OURS
+    call = call._replace(in_one_op=input.is_cpu and not training, packed=batch_sizes is not None)
+    return _TORCHS if backends.choose(call, True).backend == choice.VENDOR else _OURS
 
 
 def forget_choices() -> None:
     """Makes the choice for every call anew; for whoever changes what it depends on."""
     _known.clear()
+
+
+measured.listeners.append(forget_choices)
 
 
 # ---- what torch calls

@@ -1,4 +1,6 @@
-"""What was measured: the classes of calls in which torch.nn's own path is as fast or faster.
+"""The rules: classes of calls in which torch.nn's own path is as fast or faster.
+
+They decide where nothing was measured on the machine at hand, see :mod:`fastrnn.measured`.
 
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
@@ -32,6 +34,8 @@ class Call(NamedTuple):
     projected: bool = False  # proj_size > 0
     transformed: bool = False  # forward-mode gradients or a functorch transform is active
     in_one_op: bool = False  # a whole stack, without the cost of Python for each layer
+    packed: bool = False  # sequences of several lengths
+    device_index: int | None = None  # torch.device.index
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     And takes the signals that a shell's background jobs and nohup ignore, with all that they start.
     """
+    # No measured times of this machine change a choice, here and in processes that tests start.
+    os.environ["FASTRNN_CACHE_DIR"] = os.devnull  # where nothing can be read or written
     config.option.loadscopereorder = False  # pytest-xdist's own order puts files of few tests last
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

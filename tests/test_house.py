@@ -21,8 +21,9 @@ NATIVE = sorted(p for p in (ROOT / "kernels/csrc").rglob("*") if p.is_file())
 MOST_LINES = 400
 
 LAYER_LIBRARY = {
-    "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "flops",
-    "functional", "gradients", "inference", "info", "nn", "ops", "patching", "tuning",
+    "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "examples",
+    "flops", "functional", "gradients", "inference", "info", "measured", "measuring", "nn", "ops",
+    "patching", "tables", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
 FOLDERS = {"cli", "tasks", "training"}
@@ -47,6 +48,10 @@ PARTS = {
     "fastrnn.flops": r"fastrnn\.flops",
     "fastrnn.gradients": r"fastrnn\.gradients",
     "fastrnn.backends": r"fastrnn\.backends",
+    "fastrnn.measuring": r"fastrnn\.measuring",
+    "fastrnn.examples": r"fastrnn\.examples",
+    "fastrnn.measured": r"fastrnn\.measured",
+    "fastrnn.tables": r"fastrnn\.tables",
     "fastrnn.tuning": r"fastrnn\.tuning",
     "fastrnn._compat": r"fastrnn\._compat",
     "fastrnn._signals": r"fastrnn\._signals",
@@ -57,7 +62,8 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.training"},
     {"fastrnn"},
     {"fastrnn.conversion", "fastrnn.info"},
-    {"fastrnn.nn", "fastrnn.patching"},
+    {"fastrnn.nn", "fastrnn.patching", "fastrnn.measuring"},
+    {"fastrnn.examples"},
     {"fastrnn.functional"},
     {"fastrnn.eager"},
     {"fastrnn.ops"},
@@ -65,6 +71,8 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.choice"},
     {"fastrnn.checks", "fastrnn.flops", "fastrnn.gradients"},
     {"fastrnn.backends"},
+    {"fastrnn.measured"},
+    {"fastrnn.tables"},
     {"fastrnn.tuning"},
     {"fastrnn._compat", "fastrnn._signals", "fastrnn.kernels"},
 ]

@@ -466,7 +466,7 @@ def test_a_changed_choice_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) ->
         patching.forget_choices()
         choose = backends.choose
         monkeypatch.setattr(
-            backends, "choose", lambda call: choose(call)._replace(backend=backends.TORCH.name)
+            backends, "choose", lambda *args: choose(*args)._replace(backend=backends.TORCH.name)
         )
         patching.forget_choices()
         found = results(module, x)
