@@ -53,6 +53,12 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         function = getattr(library, f"fastrnn_cpu_{name}")
         function.argtypes = [ctypes.POINTER(_Problem), ctypes.POINTER(arrays)]
         function.restype = ctypes.c_int
+    if not hasattr(library, "fastrnn_cpu_prepack"):
+        return None, f"{library_path(_LIBRARY)} is older than this fastrnn; reinstall fastrnn"
+    pointers = [ctypes.POINTER(_Problem), ctypes.POINTER(ForwardArrays), ctypes.c_void_p]
+    library.fastrnn_cpu_prepack.argtypes = pointers
+    library.fastrnn_cpu_prepacked_bytes.argtypes = [ctypes.POINTER(_Problem)]
+    library.fastrnn_cpu_prepacked_bytes.restype = ctypes.c_int64
     for name in ("cpu_level", "cpu_levels", "error_string"):
         getattr(library, f"fastrnn_{name}").restype = ctypes.c_char_p
     library.fastrnn_cpu_select_level.argtypes = [ctypes.c_char_p]
@@ -139,6 +145,39 @@ def _call_layer(
         hidden_size, None if batch_sizes is None else batch_sizes.data_ptr(),
     )  # fmt: skip
     call(name, problem, arrays, steps, batch, input_size, hidden_size, x.dtype)
+
+
+def prepack(cell: Cell, sets: Sequence[Sequence[Tensor | None]]) -> Tensor:
+    """Weights as the kernels of the instruction set in use read them, for the ops of frozen layers.
+
+    Args:
+        cell: of the layers.
+        sets: w_ih [G*H, I], w_hh [G*H, H], b_ih and b_hh [G*H] of each layer and direction, all
+            contiguous and of one of :data:`DTYPES`; both biases may be None.
+
+    Returns:
+        uint8 [bytes], of use to this process only.
+
+    Raises:
+        RuntimeError: there is no library.
+    """
+    library = _library()
+    problems, arrays = [], []
+    for w_ih, w_hh, b_ih, b_hh in sets:
+        assert w_ih is not None
+        assert w_hh is not None
+        problem = _Problem(cell.code, DTYPES[w_ih.dtype], threads=1)
+        problem.input_size, problem.hidden_size = w_ih.shape[1], w_hh.shape[1]
+        problems.append(problem)
+        arrays.append(ForwardArrays(None, None, None, *addresses(w_ih, w_hh, b_ih, b_hh)))
+    sizes = [library.fastrnn_cpu_prepacked_bytes(ctypes.byref(problem)) for problem in problems]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
+    at = packed.data_ptr()
+    for problem, weights, size in zip(problems, arrays, sizes, strict=True):
+        if error := library.fastrnn_cpu_prepack(ctypes.byref(problem), ctypes.byref(weights), at):
+            raise RuntimeError(f"prepack: {library.fastrnn_error_string(error).decode()}")
+        at += size
+    return packed
 
 
 _forked = False  # whether this process is a copy of one that may have used threads

@@ -25,6 +25,12 @@ SCHEMAS = (
     "stack(Tensor input, Tensor[] states, Tensor[] weights, int options) -> Tensor[]",
     "packed_stack(Tensor input, Tensor batch_sizes, Tensor[] states, Tensor[] weights, int options)"
     " -> Tensor[]",
+    # Of frozen layers. `weights` is what kernels.cpu.prepack returns. `output` is empty or has room
+    # for the output, which is then not returned.
+    "frozen_stack(Tensor input, Tensor[] states, Tensor weights, Tensor(a!)[] output, int options)"
+    " -> Tensor[]",
+    "frozen_packed_stack(Tensor input, Tensor batch_sizes, Tensor[] states, Tensor weights,"
+    " Tensor(a!)[] output, int options) -> Tensor[]",
 )
 
 
@@ -94,8 +100,14 @@ def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | Non
             return 0
 
     functions = (ctypes.c_void_p * len(names))(*[_address(getattr(torch, name)) for name in names])
-    forward = ctypes.c_void_p(_address(cpu.function("forward")))
-    if library.fastrnn_torch_bind(functions, forward, answer) or library.fastrnn_torch_register():
+    forward, prepacked_bytes, forward_prepacked = (
+        ctypes.c_void_p(_address(cpu.function(name)))
+        for name in ("forward", "prepacked_bytes", "forward_prepacked")
+    )
+    if (
+        library.fastrnn_torch_bind(functions, forward, answer, prepacked_bytes, forward_prepacked)
+        or library.fastrnn_torch_register()
+    ):
         return "torch refuses the ops' kernels"
     _kept.extend((torch, answer))
     if hasattr(os, "register_at_fork"):

@@ -94,6 +94,19 @@ typedef struct {
 FASTRNN_API int fastrnn_abi_version(void);
 FASTRNN_API int fastrnn_cpu_forward(const fastrnn_problem *, const fastrnn_forward_arrays *);
 FASTRNN_API int fastrnn_cpu_backward(const fastrnn_problem *, const fastrnn_backward_arrays *);
+/* For a layer that runs many times with the same weights: its weights and biases in the order in
+ * which the kernels of the instruction set in use read them. Of the problem, cell, dtype,
+ * input_size and hidden_size count, and of the arrays, weights and biases. */
+FASTRNN_API int64_t fastrnn_cpu_prepacked_bytes(const fastrnn_problem *); /* -1 if it is invalid */
+/* Writes them to `prepacked`, aligned to 64 bytes. They may be moved, but only this process can
+ * read them. */
+FASTRNN_API int fastrnn_cpu_prepack(const fastrnn_problem *, const fastrnn_forward_arrays *,
+                                    void *prepacked);
+/* A forward call that takes weights and biases from `prepacked`, whose kernels it runs. Those of
+ * the arrays are not read. */
+FASTRNN_API int fastrnn_cpu_forward_prepacked(const fastrnn_problem *,
+                                              const fastrnn_forward_arrays *,
+                                              const void *prepacked);
 FASTRNN_API int fastrnn_cpu_pixels(const fastrnn_pixel_problem *, const fastrnn_pixel_arrays *);
 
 /* The instruction set in use ("avx512", "avx2" or "baseline"), and all those that both this

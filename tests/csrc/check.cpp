@@ -108,6 +108,41 @@ constexpr int dtype() {
   return sizeof(S) == 8 ? FASTRNN_FLOAT64 : sizeof(S) == 4 ? FASTRNN_FLOAT32 : FASTRNN_BFLOAT16;
 }
 
+// Memory for prepacked weights, of exact size and aligned as a cache line.
+class Prepacked {
+ public:
+  Prepacked(const fastrnn_problem &problem, const fastrnn_forward_arrays &arrays) {
+    const int64_t bytes = fastrnn_cpu_prepacked_bytes(&problem);
+    if (bytes < 64 || bytes % 64) fail("prepacked", "bytes", double(bytes), 64);
+    data_.reset(static_cast<char *>(std::aligned_alloc(64, size_t(bytes))));
+    std::memset(data_.get(), 0xff, size_t(bytes));
+    require(fastrnn_cpu_prepack(&problem, &arrays, data_.get()), "prepack");
+  }
+  char *get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(char *data) const { std::free(data); }
+  };
+  std::unique_ptr<char, Free> data_;
+};
+
+// Prepacked weights give the outputs, bit for bit, of a call that packs them.
+template <class S>
+void check_prepacked(const Problem &p, const fastrnn_problem &problem,
+                     fastrnn_forward_arrays arrays, const std::vector<Buffer<S>> &expected) {
+  const Prepacked prepacked(problem, arrays);
+  std::vector<Buffer<S>> out;
+  for (int i = 0; i < OUTPUTS; ++i) out.emplace_back(size_t(p.output_size(Output(i))));
+  arrays.w_ih = arrays.w_hh = arrays.b_ih = arrays.b_hh = nullptr;
+  arrays.gates = arrays.cells = nullptr;
+  arrays.y = out[Y].get(), arrays.h_n = out[H_N].get(), arrays.c_n = out[C_N].get();
+  require(fastrnn_cpu_forward_prepacked(&problem, &arrays, prepacked.get()), p.shape.name());
+  for (int i = 0; i < OUTPUTS; ++i)
+    if (out[i].values() != expected[i].values())
+      fail(p.shape.name() + " prepacked", kOutputs[i], 1, 0);
+}
+
 template <class S>
 Results run(const Problem &p, int threads, bool backward) {
   const Shape &s = p.shape;
@@ -126,6 +161,7 @@ Results run(const Problem &p, int threads, bool backward) {
       in[X].get(),    in[H0].get(), in[C0].get(),   in[W_IH].get(), in[W_HH].get(), in[B_IH].get(),
       in[B_HH].get(), out[Y].get(), out[H_N].get(), out[C_N].get(), gates.get(),    cells.get()};
   require(fastrnn_cpu_forward(&problem, &forward), s.name());
+  check_prepacked(p, problem, forward, out);
 
   Results results;
   for (int i = 0; i < OUTPUTS; ++i) results.outputs[i] = out[i].values();
@@ -232,6 +268,36 @@ void check_rows_alone(const Shape &shape) {
   }
 }
 
+// Memory that does not hold the layer's prepacked weights is refused.
+void check_prepacked_interface(fastrnn_problem problem) {
+  const auto expect = [](const char *what, int got, int expected) {
+    if (got != expected) fail("prepacked interface", what, got, expected);
+  };
+  const Values zeros(16 * 4);
+  const Buffer<float> w_ih(zeros), w_hh(zeros), states(zeros), results(zeros);
+  fastrnn_forward_arrays arrays{};
+  const auto prepack = [&](void *to) { return fastrnn_cpu_prepack(&problem, &arrays, to); };
+  const auto run = [&](const void *prepacked) {
+    return fastrnn_cpu_forward_prepacked(&problem, &arrays, prepacked);
+  };
+  alignas(64) char other[64] = {};
+  expect("no weights", prepack(other), FASTRNN_ERROR_ARGUMENT);
+  arrays.w_ih = w_ih.get(), arrays.w_hh = w_hh.get();
+  expect("no memory", prepack(nullptr), FASTRNN_ERROR_ARGUMENT);
+  const Prepacked prepacked(problem, arrays);
+  arrays.w_ih = arrays.w_hh = nullptr;
+  arrays.x = arrays.h0 = arrays.c0 = states.get();
+  arrays.y = arrays.h_n = arrays.c_n = results.get();
+  expect("prepacked", run(prepacked.get()), FASTRNN_OK);
+  expect("not aligned", run(prepacked.get() + 4), FASTRNN_ERROR_ARGUMENT);
+  expect("no prepacked weights", run(nullptr), FASTRNN_ERROR_ARGUMENT);
+  expect("other memory", run(other), FASTRNN_ERROR_ARGUMENT);
+  problem.cell = FASTRNN_GRU;
+  expect("another cell", run(prepacked.get()), FASTRNN_ERROR_ARGUMENT);
+  problem.hidden_size = 0;
+  expect("bytes", int(fastrnn_cpu_prepacked_bytes(&problem)), -1);
+}
+
 // Calls with nothing to compute, and invalid calls.
 void check_interface() {
   const auto expect = [](const char *what, int got, int expected) {
@@ -253,6 +319,8 @@ void check_interface() {
     problem.batch_sizes = sizes;
     expect("batch sizes", fastrnn_cpu_forward(&problem, &none), FASTRNN_ERROR_ARGUMENT);
   }
+  problem.batch_sizes = nullptr;
+  check_prepacked_interface(problem);
   expect("level", fastrnn_cpu_select_level("no such level"), FASTRNN_ERROR_LEVEL);
   expect("level", fastrnn_cpu_select_level(nullptr), FASTRNN_ERROR_ARGUMENT);
   for (int error = -1; error <= FASTRNN_ERROR_LEVEL + 1; ++error)

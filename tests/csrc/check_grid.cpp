@@ -47,6 +47,12 @@ void check_grid() {
     const bool packs = fastrnn::packs_recurrent(problem, c.dtype == FASTRNN_FLOAT64 ? 8 : 16);
     if (packs != c.packs) fail("packing", "recurrent weights", packs, c.packs);
   }
+  // To transpose weights is worth a second thread; to read prepacked ones in a single step is not.
+  const fastrnn_problem single = {FASTRNN_LSTM, FASTRNN_FLOAT32, 0, 2, 1, 1, 96, 96, nullptr};
+  for (const bool prepacked : {false, true}) {
+    const int threads = fastrnn::choose_grid(single, 16, 2, prepacked).threads();
+    if (threads != (prepacked ? 1 : 2)) fail("grid, prepacked", "threads", threads, 2 - prepacked);
+  }
   for (const Choice &c : kChoices) {
     const fastrnn_problem problem = {FASTRNN_LSTM, c.dtype, 0,        c.threads, c.steps,
                                      c.batch,      1,       c.hidden, nullptr};

@@ -7,6 +7,7 @@
 
 #include "grid.h"
 #include "levels.h"
+#include "prepacked.h"
 #include "run.h"
 
 namespace fastrnn {
@@ -50,10 +51,15 @@ int check(const fastrnn_problem *p) {
   return FASTRNN_OK;
 }
 
+int check_weights(const fastrnn_forward_arrays &a) {
+  return a.w_ih && a.w_hh && !a.b_ih == !a.b_hh ? FASTRNN_OK : FASTRNN_ERROR_ARGUMENT;
+}
+
+// All but the weights.
 int check(const fastrnn_problem &p, const fastrnn_forward_arrays &a) {
   const bool lstm = p.cell == FASTRNN_LSTM;
-  const bool valid = a.x && a.h0 && a.w_ih && a.w_hh && a.y && a.h_n && !a.b_ih == !a.b_hh &&
-                     (!lstm || (a.c0 && a.c_n && !a.gates == !a.cells));
+  const bool valid =
+      a.x && a.h0 && a.y && a.h_n && (!lstm || (a.c0 && a.c_n && !a.gates == !a.cells));
   return valid ? FASTRNN_OK : FASTRNN_ERROR_ARGUMENT;
 }
 
@@ -82,8 +88,7 @@ int check(const fastrnn_pixel_problem &p, const fastrnn_pixel_arrays &a) {
 }
 
 // Runs the job on at most p.threads threads; on fewer if OpenMP provides fewer.
-int run(const fastrnn_problem &p, Job job) {
-  const Level &level = current_level();
+int run(const fastrnn_problem &p, Job job, const Level &level = current_level()) {
   Block offsets(p.batch_sizes ? size_t(p.steps + 1) * sizeof(int64_t) : 0);
   if (!offsets.as<int64_t>()) return FASTRNN_ERROR_MEMORY;
   job.problem = &p;
@@ -91,10 +96,22 @@ int run(const fastrnn_problem &p, Job job) {
   const int lanes = level.vector_bytes / (p.dtype == FASTRNN_FLOAT64 ? 8 : 4);
   job.packs_recurrent = packs_recurrent(p, lanes);
   for (int threads = p.threads, team;; threads = team) {
-    job.grid = choose_grid(p, lanes, threads);
+    job.grid = choose_grid(p, lanes, threads, job.prepacked != nullptr);
     if (const int error = run_on_grid(job, level, &team)) return error;
     if (team == job.grid.threads()) return FASTRNN_OK;
   }
+}
+
+int run_forward(const fastrnn_problem &p, const fastrnn_forward_arrays &a, char *prepacked,
+                const Level &level) {
+  const size_t hidden = element_bytes(p.dtype) * size_t(p.hidden_size * total_rows(p));
+  prefer_large_pages(a.y, hidden);
+  prefer_large_pages(a.gates, 4 * hidden);
+  prefer_large_pages(a.cells, hidden);
+  Job job{};
+  job.forward = &a;
+  job.prepacked = prepacked;
+  return run(p, job, level);
 }
 
 int run_pixels(const fastrnn_pixel_problem &p, const fastrnn_pixel_arrays &a) {
@@ -142,13 +159,34 @@ int fastrnn_abi_version(void) { return FASTRNN_ABI_VERSION; }
 int fastrnn_cpu_forward(const fastrnn_problem *problem, const fastrnn_forward_arrays *arrays) {
   return run_call(check(problem), problem, arrays, [](const auto &p, const auto &a) {
     if (const int error = check(p, a)) return error;
-    const size_t hidden = element_bytes(p.dtype) * size_t(p.hidden_size * total_rows(p));
-    prefer_large_pages(a.y, hidden);
-    prefer_large_pages(a.gates, 4 * hidden);
-    prefer_large_pages(a.cells, hidden);
-    Job job{};
-    job.forward = &a;
-    return run(p, job);
+    if (const int error = check_weights(a)) return error;
+    return run_forward(p, a, nullptr, current_level());
+  });
+}
+
+int64_t fastrnn_cpu_prepacked_bytes(const fastrnn_problem *problem) {
+  return check(problem) ? -1 : int64_t(prepacked_bytes(*problem));
+}
+
+int fastrnn_cpu_prepack(const fastrnn_problem *problem, const fastrnn_forward_arrays *arrays,
+                        void *prepacked) {
+  if (const int error = check(problem)) return error;
+  if (!arrays || !prepacked || uintptr_t(prepacked) % 64) return FASTRNN_ERROR_ARGUMENT;
+  if (const int error = check_weights(*arrays)) return error;
+  prepack(*problem, *arrays, static_cast<char *>(prepacked));
+  return FASTRNN_OK;
+}
+
+int fastrnn_cpu_forward_prepacked(const fastrnn_problem *problem,
+                                  const fastrnn_forward_arrays *arrays, const void *prepacked) {
+  return run_call(check(problem), problem, arrays, [=](const auto &p, const auto &a) {
+    if (const int error = check(p, a)) return error;
+    if (!prepacked || uintptr_t(prepacked) % 64) return int(FASTRNN_ERROR_ARGUMENT);
+    const auto *header = static_cast<const PrepackedHeader *>(prepacked);
+    const Level *level = header->level_for(p);
+    if (!level) return int(FASTRNN_ERROR_ARGUMENT);
+    return run_forward(p, a, reinterpret_cast<char *>(const_cast<PrepackedHeader *>(header + 1)),
+                       *level);
   });
 }
 

@@ -31,11 +31,14 @@ class Forward : Share<S> {
 
  private:
   Forward(const Job &job, int thread, char *block)
-      : Base(job, thread), arrays_(*job.forward), packs_recurrent_(job.packs_recurrent),
+      : Base(job, thread), arrays_(*job.forward), prepacked_(job.prepacked),
+        packs_recurrent_(prepacked_ || job.packs_recurrent),
         narrow_(packs_recurrent_ && I <= kNarrowInput), streams_(large_results()) {
     Arena arena(block);
-    w_hh_ = arena.take<C>(packs_recurrent_ ? panels_ * H * G * lanes : 0);
-    bias_ = arena.take<C>(panels_ * 4 * lanes);
+    const PackedWeights<Cell, S> ready(job.prepacked, H, I);
+    const bool keeps = packs_recurrent_ && !prepacked_;
+    w_hh_ = prepacked_ ? ready.w_hh : arena.take<C>(keeps ? panels_ * H * G * lanes : 0);
+    bias_ = prepacked_ ? ready.bias : arena.take<C>(panels_ * 4 * lanes);
     for (C *&h : h_) h = arena.take<C>(walk_.batch * panels_ * lanes);
     c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * panels_ * lanes : 0);
 
@@ -44,8 +47,8 @@ class Forward : Share<S> {
     const int64_t steps = narrow_ ? 1 : kProjectionBytes / row_bytes / sequences;
     steps_ahead_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows_ahead = steps_ahead_ * sequences;
-    packs_input_ = narrow_ || steps_ahead_ < walk_.steps;
-    w_ih_ = arena.take<C>(packs_input_ ? panels_ * I * G * lanes : 0);
+    packs_input_ = prepacked_ || narrow_ || steps_ahead_ < walk_.steps;
+    w_ih_ = prepacked_ ? ready.w_ih : arena.take<C>(packs_input_ ? panels_ * I * G * lanes : 0);
     const int64_t widest = H > I ? H : I;
     for (int t = 0; t < job.grid.threads(); ++t) {
       C *panel = arena.take<C>(packs_recurrent_ && packs_input_ ? 0 : widest * G * lanes);
@@ -57,7 +60,7 @@ class Forward : Share<S> {
   }
 
   void run() {
-    pack();
+    if (!prepacked_) pack();
     load_states();
     this->barrier_all();
     for (int64_t s = 0; s < walk_.steps; ++s) {
@@ -111,7 +114,7 @@ class Forward : Share<S> {
       CellPanel::pack_weights(panel_, static_cast<const S *>(w), H, K, p);
       return panel_;
     }
-    if (first && job_.grid.row_groups == 1) return pack_panel(packed, w, K, p);
+    if (first && job_.grid.row_groups == 1 && !prepacked_) return pack_panel(packed, w, K, p);
     return packed + p * K * G * lanes;
   }
   const C *recurrent_panel(int64_t p, int64_t s) const {
@@ -236,7 +239,7 @@ class Forward : Share<S> {
   }
 
   const fastrnn_forward_arrays arrays_;
-  const bool packs_recurrent_, narrow_, streams_;
+  const bool prepacked_, packs_recurrent_, narrow_, streams_;
   bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;

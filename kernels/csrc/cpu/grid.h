@@ -50,23 +50,24 @@ inline double step_cycles(const fastrnn_problem &p, int lanes, const Grid &grid)
   return (products > reads ? products : reads) + (grid.column_groups > 1 ? kBarrierCycles : 0);
 }
 
-// Cycles of a call on a grid: all its steps, transposing each weight once, and waking threads.
-inline double call_cycles(const fastrnn_problem &p, int lanes, const Grid &grid) {
+// Cycles of a call on a grid: all its steps, waking threads, and transposing each weight once if
+// the weights are not prepacked.
+inline double call_cycles(const fastrnn_problem &p, int lanes, const Grid &grid, bool prepacked) {
   const double vectors = weight_vectors(p, lanes, grid, p.hidden_size + p.input_size);
-  return step_cycles(p, lanes, grid) * double(p.steps) + vectors * kPackCycles +
+  return step_cycles(p, lanes, grid) * double(p.steps) + (prepacked ? 0 : vectors * kPackCycles) +
          (grid.threads() > 1 ? kWakeCycles : 0);
 }
 
 // The grid of at most `threads` threads with the shortest call. A larger grid must be at least 2%
 // faster.
-inline Grid choose_grid(const fastrnn_problem &p, int lanes, int threads) {
+inline Grid choose_grid(const fastrnn_problem &p, int lanes, int threads, bool prepacked = false) {
   const int64_t panels = ceil_div(p.hidden_size, lanes);
   Grid best;
   double shortest = 0;
   for (int rows = 1; rows <= threads && rows <= p.batch; ++rows) {
     for (int columns = 1; rows * columns <= threads && columns <= panels; ++columns) {
       const Grid grid = {rows, columns};
-      const double cycles = call_cycles(p, lanes, grid);
+      const double cycles = call_cycles(p, lanes, grid, prepacked);
       if (shortest == 0 || cycles < shortest * 0.98) {
         shortest = cycles;
         best = grid;

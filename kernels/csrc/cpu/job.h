@@ -63,6 +63,7 @@ struct Job {
   Walk walk;
   Grid grid;
   bool packs_recurrent;       // forward: pack the recurrent weights once, not anew in each step
+  char *prepacked;            // forward: weights and biases that are packed already, or null
   const int64_t *row_starts;  // [row_groups + 1]: the first sequence of each row group
   Barrier *barriers;          // [1 + row_groups]: of all threads, then of each row group
   char *scratch;
@@ -72,6 +73,8 @@ struct Job {
 struct Kernel {
   size_t (*forward_scratch)(const Job &);  // bytes
   void (*forward)(const Job &, int thread);
+  // Packs weights and biases for Job::prepacked; returns their bytes. Null: only counts.
+  size_t (*prepack)(const fastrnn_problem &, const fastrnn_forward_arrays *, char *prepacked);
   size_t (*backward_scratch)(const Job &);
   void (*backward)(const Job &, int thread);
 };

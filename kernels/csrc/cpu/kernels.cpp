@@ -7,8 +7,8 @@ namespace fastrnn::FASTRNN_LEVEL {
 
 template <class Cell, class S>
 constexpr Kernel kernel() {
-  return {Forward<Cell, S>::scratch, Forward<Cell, S>::run, Backward<Cell, S>::scratch,
-          Backward<Cell, S>::run};
+  return {Forward<Cell, S>::scratch, Forward<Cell, S>::run, PackedWeights<Cell, S>::prepack,
+          Backward<Cell, S>::scratch, Backward<Cell, S>::run};
 }
 
 template <class Cell>

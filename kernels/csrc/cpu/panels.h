@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activations.h"
+#include "job.h"
 #include "product.h"
 #include "transpose.h"
 
@@ -93,6 +94,40 @@ struct Panel {
     }
     return Cell::forward(gate, h, c);
   }
+};
+
+// All weights of a layer as the forward kernels read them.
+template <class Cell, class S>
+struct PackedWeights {
+  using C = Compute<S>;
+  static constexpr int G = Cell::kGates, lanes = kLanes<C>;
+
+  PackedWeights(char *block, int64_t H, int64_t I) {
+    Arena arena(block);
+    const int64_t panels = (H + lanes - 1) / lanes;
+    bias = arena.take<C>(panels * 4 * lanes);
+    w_ih = arena.take<C>(panels * I * G * lanes);
+    w_hh = arena.take<C>(panels * H * G * lanes);
+    bytes = arena.used();
+  }
+
+  // See Kernel::prepack.
+  static size_t prepack(const fastrnn_problem &p, const fastrnn_forward_arrays *a, char *block) {
+    const int64_t H = p.hidden_size, I = p.input_size;
+    const PackedWeights to(block, H, I);
+    for (int64_t panel = 0; block && panel * lanes < H; ++panel) {
+      const auto source = [](const void *data) { return static_cast<const S *>(data); };
+      Panel<Cell, S>::pack_biases(to.bias + panel * 4 * lanes, source(a->b_ih), source(a->b_hh), H,
+                                  panel);
+      const int64_t rows = panel * G * lanes;
+      Panel<Cell, S>::pack_weights(to.w_ih + rows * I, source(a->w_ih), H, I, panel);
+      Panel<Cell, S>::pack_weights(to.w_hh + rows * H, source(a->w_hh), H, H, panel);
+    }
+    return to.bytes;
+  }
+
+  C *bias, *w_ih, *w_hh;
+  size_t bytes;
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL

@@ -14,7 +14,7 @@ TorchFunctions torch;
 
 namespace {
 
-fastrnn_cpu_forward_function forward;
+CpuFunctions cpu;
 fastrnn_torch_choose ask_python;
 std::atomic<int> most_threads{1 << 16};
 
@@ -29,27 +29,31 @@ StackContext context() {
   uint32_t threads = 1;
   torch.torch_get_num_threads(&threads);
   const int most = most_threads.load(std::memory_order_relaxed);
-  return {forward, choose, threads < 1 ? 1 : threads > uint32_t(most) ? most : int(threads)};
+  return {cpu, choose, threads < 1 ? 1 : threads > uint32_t(most) ? most : int(threads)};
 }
 
 // stack(input, states, weights, options) or packed_stack(input, batch_sizes, states, ...): the
-// results, or an empty list for a call that has to go through Python.
-void stack_kernel(StableValue *values, bool packed) {
+// results, or an empty list for a call that has to go through Python. The ops for frozen layers
+// take prepacked weights and a list of outputs in place of the weights.
+void stack_kernel(StableValue *values, bool packed, bool frozen) {
   const StableValue *next = values;
   StackArguments arguments;
-  arguments.packed = packed;
+  arguments.packed = packed, arguments.frozen = frozen;
   arguments.input = Tensor(reinterpret_cast<TensorHandle>(*next++));
   if (packed) arguments.batch_sizes = Tensor(reinterpret_cast<TensorHandle>(*next++));
   bool complete = take_list(*next++, &arguments.states);
-  complete = take_list(*next++, &arguments.weights) && complete;
+  if (frozen) arguments.prepacked = Tensor(reinterpret_cast<TensorHandle>(*next++));
+  complete = take_list(*next++, frozen ? &arguments.output : &arguments.weights) && complete;
   arguments.options = StackOptions(int64_t(*next));
   std::vector<Tensor> results;
   if (complete && !run_stack(&arguments, context(), &results)) results.clear();
   if (!make_list(&results, values)) throw std::bad_alloc();
 }
 
-void stack(StableValue *values, uint64_t, uint64_t) { stack_kernel(values, false); }
-void packed_stack(StableValue *values, uint64_t, uint64_t) { stack_kernel(values, true); }
+template <bool kPacked, bool kFrozen>
+void stack(StableValue *values, uint64_t, uint64_t) {
+  stack_kernel(values, kPacked, kFrozen);
+}
 
 }  // namespace
 }  // namespace fastrnn
@@ -64,14 +68,17 @@ const char *fastrnn_torch_functions(void) {
 #undef FASTRNN_NAME
 }
 
-int fastrnn_torch_bind(void *const *torch_functions, fastrnn_cpu_forward_function cpu_forward,
-                       fastrnn_torch_choose choose_function) {
-  if (!torch_functions || !cpu_forward || !choose_function) return FASTRNN_ERROR_ARGUMENT;
+int fastrnn_torch_bind(void *const *torch_functions, fastrnn_cpu_forward_function forward,
+                       fastrnn_torch_choose choose_function,
+                       fastrnn_cpu_prepacked_bytes_function prepacked_bytes,
+                       fastrnn_cpu_forward_prepacked_function forward_prepacked) {
+  if (!torch_functions || !forward || !choose_function || !prepacked_bytes || !forward_prepacked)
+    return FASTRNN_ERROR_ARGUMENT;
   constexpr size_t count = sizeof(TorchFunctions) / sizeof(void *);
   for (size_t i = 0; i < count; ++i)
     if (!torch_functions[i]) return FASTRNN_ERROR_ARGUMENT;
   memcpy(&fastrnn::torch, torch_functions, sizeof(TorchFunctions));
-  forward = cpu_forward;
+  cpu = {forward, prepacked_bytes, forward_prepacked};
   ask_python = choose_function;
   return FASTRNN_OK;
 }
@@ -80,10 +87,17 @@ int fastrnn_torch_register(void) {
   // The library object is kept: to delete it would take the kernels away again.
   LibraryHandle library = nullptr;
   const auto &t = fastrnn::torch;
-  const bool failed = t.aoti_torch_library_init_impl("fastrnn", "CompositeExplicitAutograd",
-                                                     "libfastrnn_torch", 0, &library) ||
-                      t.torch_library_impl(library, "stack", &stack, kTorchVersion) ||
-                      t.torch_library_impl(library, "packed_stack", &packed_stack, kTorchVersion);
+  const struct {
+    const char *name;
+    BoxedKernel kernel;
+  } ops[] = {{"stack", stack<false, false>},
+             {"packed_stack", stack<true, false>},
+             {"frozen_stack", stack<false, true>},
+             {"frozen_packed_stack", stack<true, true>}};
+  bool failed = t.aoti_torch_library_init_impl("fastrnn", "CompositeExplicitAutograd",
+                                               "libfastrnn_torch", 0, &library);
+  for (const auto &op : ops)
+    failed = failed || t.torch_library_impl(library, op.name, op.kernel, kTorchVersion);
   return failed ? FASTRNN_ERROR_ARGUMENT : FASTRNN_OK;
 }
 

@@ -24,15 +24,20 @@ typedef struct {
 typedef int (*fastrnn_torch_choose)(const fastrnn_torch_call *);
 typedef int (*fastrnn_cpu_forward_function)(const fastrnn_problem *,
                                             const fastrnn_forward_arrays *);
+typedef int64_t (*fastrnn_cpu_prepacked_bytes_function)(const fastrnn_problem *);
+typedef int (*fastrnn_cpu_forward_prepacked_function)(const fastrnn_problem *,
+                                                      const fastrnn_forward_arrays *,
+                                                      const void *prepacked);
 
 /* The names of the functions of torch that fastrnn_torch_bind expects, separated by spaces. */
 FASTRNN_API const char *fastrnn_torch_functions(void);
 /* Must be called once, before any other function. torch_functions: the functions' addresses, in the
  * order of their names. */
 FASTRNN_API int fastrnn_torch_bind(void *const *torch_functions, fastrnn_cpu_forward_function,
-                                   fastrnn_torch_choose);
-/* Makes this library's kernels those of fastrnn::stack and fastrnn::packed_stack, whose schemas
- * must be defined. */
+                                   fastrnn_torch_choose, fastrnn_cpu_prepacked_bytes_function,
+                                   fastrnn_cpu_forward_prepacked_function);
+/* Makes this library's kernels those of the ops stack, packed_stack, frozen_stack and
+ * frozen_packed_stack of the namespace fastrnn, whose schemas must be defined. */
 FASTRNN_API int fastrnn_torch_register(void);
 /* Forgets every choice. */
 FASTRNN_API void fastrnn_torch_forget(void);

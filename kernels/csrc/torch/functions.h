@@ -27,6 +27,7 @@ using BoxedKernel = void (*)(StableValue *stack, uint64_t inputs, uint64_t outpu
   X(aoti_torch_dtype_float64, int32_t, ())                                                     \
   X(aoti_torch_dtype_bfloat16, int32_t, ())                                                    \
   X(aoti_torch_dtype_int64, int32_t, ())                                                       \
+  X(aoti_torch_dtype_uint8, int32_t, ())                                                       \
   X(aoti_torch_layout_strided, int32_t, ())                                                    \
   X(aoti_torch_is_defined, int32_t, (TensorHandle, bool *))                                    \
   X(aoti_torch_get_dim, int32_t, (TensorHandle, int64_t *))                                    \

@@ -46,7 +46,8 @@ class Stack {
       : a_(*arguments), options_(a_.options), context_(context) {}
 
   bool run(std::vector<Tensor> *results) {
-    return check_input() && check_states() && check_weights() && chosen() && run_layers(results);
+    return check_input() && check_states() &&
+           (a_.frozen ? check_prepacked() : check_weights() && chosen()) && run_layers(results);
   }
 
  private:
@@ -114,8 +115,20 @@ class Stack {
     return true;
   }
 
+  bool check_prepacked() {
+    Tensor &weights = a_.prepacked;
+    if (!weights.describe() || weights.dtype != torch.aoti_torch_dtype_uint8() ||
+        weights.dim != 1 || !weights.contiguous_in_order(kInOrder))
+      return false;
+    const fastrnn_problem first = problem_of(0, 0), other = problem_of(1, 0);
+    first_bytes_ = context_.cpu.prepacked_bytes(&first);
+    other_bytes_ = context_.cpu.prepacked_bytes(&other);
+    return prepacked_at(sets()) == weights.sizes[0] &&
+           (!a_.output.empty() || output_bytes() < kMostBytes);
+  }
+
   bool chosen() const {
-    if (rows_ * options_.directions() * hidden_ * element_bytes() >= kMostBytes) return false;
+    if (output_bytes() >= kMostBytes) return false;
     const fastrnn_torch_call call = {cell(), dtype_, context_.threads, a_.packed,
                                      steps_, batch_, features_,        hidden_};
     return context_.choose(call);
@@ -132,13 +145,21 @@ class Stack {
     int64_t sizes[3] = {steps_, batch_, width};
     if (options_.batch_first) std::swap(sizes[0], sizes[1]);
     if (a_.packed) sizes[0] = rows_, sizes[1] = width;
-    if (!single_ && !Tensor::empty(a_.packed ? 2 : 3, sizes, order, a_.input.dtype, &output))
+    const int64_t dim = a_.packed ? 2 : 3;
+    if (!a_.output.empty()) {
+      output = std::move(a_.output[0]);
+      if (single_ || a_.output.size() != 1 || !output.describe() || output.dim != dim ||
+          memcmp(output.sizes, sizes, size_t(dim) * sizeof(int64_t)) != 0 ||
+          output.dtype != a_.input.dtype || !output.contiguous_in_order(order))
+        return false;
+    } else if (!single_ && !Tensor::empty(dim, sizes, order, a_.input.dtype, &output)) {
       return false;
+    }
     std::vector<Tensor> made(a_.states.size());
     for (size_t i = 0; i < made.size(); ++i)
       if (!Tensor::empty(a_.states[i].dim, a_.states[i].sizes, kInOrder, a_.input.dtype, &made[i]))
         return false;
-    const int64_t bytes = rows_ * width * element_bytes();
+    const int64_t bytes = output_bytes();
     Scratch between[2], halves, row;
     if (single_ && !allocate(bytes, &row)) return false;
     for (int i = 0; i < 2; ++i)
@@ -151,7 +172,7 @@ class Stack {
       if (!run_layer(layer, x, y, halves.get(), made)) return false;
       x = y;
     }
-    if (!single_) made.insert(made.begin(), std::move(output));
+    if (!single_ && a_.output.empty()) made.insert(made.begin(), std::move(output));
     *results = std::move(made);
     return true;
   }
@@ -180,7 +201,22 @@ class Stack {
     const auto state = [offset](const Tensor &tensor) {
       return static_cast<char *>(tensor.data) + offset;
     };
+    const fastrnn_problem problem = problem_of(layer, direction);
+    fastrnn_forward_arrays arrays{};
+    arrays.x = x, arrays.y = y;
+    arrays.h0 = state(a_.states[0]), arrays.h_n = state(made[0]);
+    if (!options_.gru) arrays.c0 = state(a_.states[1]), arrays.c_n = state(made[1]);
+    if (a_.frozen) {
+      const char *weights = static_cast<const char *>(a_.prepacked.data) + prepacked_at(set);
+      return context_.cpu.forward_prepacked(&problem, &arrays, weights) == FASTRNN_OK;
+    }
     const Tensor *w = &a_.weights[size_t(set * weights_per_set())];
+    arrays.w_ih = w[0].data, arrays.w_hh = w[1].data;
+    if (options_.biases) arrays.b_ih = w[2].data, arrays.b_hh = w[3].data;
+    return context_.cpu.forward(&problem, &arrays) == FASTRNN_OK;
+  }
+
+  fastrnn_problem problem_of(int64_t layer, int64_t direction) const {
     fastrnn_problem problem{};
     problem.cell = cell(), problem.dtype = dtype_;
     problem.reverse = int32_t(direction), problem.threads = context_.threads;
@@ -188,17 +224,18 @@ class Stack {
     problem.input_size = layer ? options_.directions() * hidden_ : features_;
     problem.hidden_size = hidden_;
     if (a_.packed) problem.batch_sizes = static_cast<const int64_t *>(a_.batch_sizes.data);
-    fastrnn_forward_arrays arrays{};
-    arrays.x = x, arrays.y = y;
-    arrays.h0 = state(a_.states[0]), arrays.h_n = state(made[0]);
-    if (!options_.gru) arrays.c0 = state(a_.states[1]), arrays.c_n = state(made[1]);
-    arrays.w_ih = w[0].data, arrays.w_hh = w[1].data;
-    if (options_.biases) arrays.b_ih = w[2].data, arrays.b_hh = w[3].data;
-    return context_.forward(&problem, &arrays) == FASTRNN_OK;
+    return problem;
+  }
+
+  // Where the prepacked weights of a layer and direction begin.
+  int64_t prepacked_at(int64_t set) const {
+    const int64_t first = set < options_.directions() ? set : options_.directions();
+    return first * first_bytes_ + (set - first) * other_bytes_;
   }
 
   int32_t cell() const { return options_.gru ? FASTRNN_GRU : FASTRNN_LSTM; }
   int64_t sets() const { return options_.layers * options_.directions(); }
+  int64_t output_bytes() const { return rows_ * options_.directions() * hidden_ * element_bytes(); }
   int64_t weights_per_set() const { return options_.biases ? 4 : 2; }
   int64_t element_bytes() const {
     return dtype_ == FASTRNN_FLOAT64 ? 8 : dtype_ == FASTRNN_FLOAT32 ? 4 : 2;
@@ -207,8 +244,9 @@ class Stack {
   StackArguments &a_;
   const StackOptions options_;
   const StackContext &context_;
-  int dtype_ = -1;       // of fastrnn.h
-  bool single_ = false;  // one step of a cell
+  int dtype_ = -1;                             // of fastrnn.h
+  bool single_ = false;                        // one step of a cell
+  int64_t first_bytes_ = 0, other_bytes_ = 0;  // of prepacked weights: first layer, other layers
   int64_t steps_ = 0, batch_ = 0, rows_ = 0, features_ = 0, hidden_ = 0;
 };
 

@@ -29,18 +29,31 @@ struct StackArguments {
   Tensor batch_sizes;  // packed: int64 [T]
   bool packed = false;
   std::vector<Tensor> states, weights;  // in torch.nn's flat order
+  // frozen: uint8, what fastrnn_cpu_prepack wrote for each layer and direction, one behind the
+  // other, in place of the weights
+  Tensor prepacked;
+  bool frozen = false;
+  std::vector<Tensor> output;  // frozen: empty, or room for the output
+};
+
+// The functions of libfastrnn_cpu that run a layer.
+struct CpuFunctions {
+  fastrnn_cpu_forward_function forward;
+  fastrnn_cpu_prepacked_bytes_function prepacked_bytes;
+  fastrnn_cpu_forward_prepacked_function forward_prepacked;
 };
 
 // What a call of a layer and the choice between backends need of the process.
 struct StackContext {
-  fastrnn_cpu_forward_function forward;
+  CpuFunctions cpu;
   bool (*choose)(const fastrnn_torch_call &);
   int threads;
 };
 
-// Runs the layers: output and final states; of a cell, which has states [B, H], those alone. False,
-// with no results, for a call that has to go through Python: one that this function does not
-// support, whose arguments do not fit together, or for which another backend was chosen.
+// Runs the layers: output and final states; the states alone of a cell, which has states [B, H],
+// and where there is room for the output. False, with no results, for a call that has to go through
+// Python: one that this function does not support, whose arguments do not fit together, or for
+// which another backend was chosen.
 bool run_stack(StackArguments *arguments, const StackContext &context,
                std::vector<Tensor> *results);
 
