@@ -4,6 +4,7 @@ from fastrnn import _signals as _signals  # first: what follows takes seconds
 from fastrnn import measured as _measured
 from fastrnn.backends import backend, empty_cache, fastrnn_version
 from fastrnn.conversion import convert, revert
+from fastrnn.freezing import freeze, thaw
 from fastrnn.info import backend_info
 from fastrnn.nn import GRU, LSTM, GRUCell, LSTMCell
 from fastrnn.patching import patch_torch, unpatch_torch
@@ -18,8 +19,10 @@ __all__ = [
     "backend_info",
     "convert",
     "empty_cache",
+    "freeze",
     "patch_torch",
     "revert",
+    "thaw",
     "unpatch_torch",
 ]
 

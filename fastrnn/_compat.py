@@ -8,7 +8,7 @@ with the oldest supported torch as well as the newest.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -272,6 +272,15 @@ class InPlaceChanges:
 
     def __bool__(self) -> bool:
         return self._counter._version != self._version
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """How often the values of each tensor were changed in place.
+
+    Tensor._version has no public name; see :class:`InPlaceChanges`. If it goes: frozen layers must
+    compare their parameters with copies.
+    """
+    return [tensor._version for tensor in tensors]
 
 
 def storage_users(storage: torch.UntypedStorage) -> int:

@@ -112,6 +112,15 @@ def test_changes_in_place_are_noticed() -> None:
     assert y.tolist() == [2, 6, 6]
 
 
+def test_versions_count_changes_in_place() -> None:
+    parameter = nn.Parameter(torch.ones(4))
+    alias = parameter.detach()
+    before = _compat.versions([alias])
+    with torch.no_grad():
+        parameter[1:].add_(1)
+    assert _compat.versions([alias]) != before
+
+
 def test_users_of_a_storage_are_its_tensors() -> None:
     tensor = torch.ones(4)
     storage = tensor.untyped_storage()

@@ -22,7 +22,7 @@ MOST_LINES = 400
 
 LAYER_LIBRARY = {
     "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "examples",
-    "flops", "functional", "gradients", "inference", "info", "measured", "measuring", "nn", "ops",
+    "flops", "freezing", "functional", "gradients", "inference", "info", "measured", "measuring", "nn", "ops",
     "patching", "tables", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
@@ -36,6 +36,7 @@ PARTS = {
     "fastrnn.kernels": r"fastrnn\.kernels(\..+)?",
     "fastrnn": r"fastrnn",
     "fastrnn.conversion": r"fastrnn\.conversion",
+    "fastrnn.freezing": r"fastrnn\.freezing",
     "fastrnn.nn": r"fastrnn\.nn",
     "fastrnn.info": r"fastrnn\.info",
     "fastrnn.patching": r"fastrnn\.patching",
@@ -61,7 +62,7 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.tasks"},
     {"fastrnn.training"},
     {"fastrnn"},
-    {"fastrnn.conversion", "fastrnn.info"},
+    {"fastrnn.conversion", "fastrnn.freezing", "fastrnn.info"},
     {"fastrnn.nn", "fastrnn.patching", "fastrnn.measuring"},
     {"fastrnn.examples"},
     {"fastrnn.functional"},
