@@ -8,6 +8,7 @@ a file that is damaged, that belongs to something else or that cannot be read co
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import platform
@@ -288,7 +289,7 @@ def save(key: Key, new: Results) -> Path:
 
     place = folder()
     if place is None:
-        raise OSError("there is no folder for caches: set FASTRNN_CACHE_DIR")
+        raise OSError(errno.ENOENT, "there is none; set FASTRNN_CACHE_DIR", "the folder for caches")
     place.mkdir(parents=True, exist_ok=True)
     path = place / key.file
     with _locked(place / f".{key.file}.lock"):

@@ -5,6 +5,7 @@ import re
 import pytest
 
 import fastrnn
+from fastrnn import measured
 from tests import command, documents
 
 # The blocks that are marked as not run, by page: the first words and the reason on the page.
@@ -44,11 +45,13 @@ def _run(block, names, folder):
 def test_the_code_of_a_page_runs(page, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("FASTRNN_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FASTRNN_CACHE_DIR", str(tmp_path / "cache"))
     names = {"__name__": "__main__"}
     with documents.in_folder(tmp_path):
         for block in documents.blocks(page):
             if block.reason is None:
                 _run(block, names, tmp_path)
+    measured.reset()  # forgets what fastrnn tune has measured
     assert not fastrnn.backend_info()["patched"]
     if page.name == "README.md":
         out = capsys.readouterr().out

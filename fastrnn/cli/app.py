@@ -18,6 +18,7 @@ from fastrnn.cli.inpaint import inpaint
 from fastrnn.cli.overview import compare, runs
 from fastrnn.cli.predict import predict
 from fastrnn.cli.train import train
+from fastrnn.cli.tune import tune
 from fastrnn.cli.verify import verify
 
 OVERVIEW = """\
@@ -51,6 +52,7 @@ COMMANDS: dict[Callable[..., Any], str] = {
     download: "fastrnn download mnist --data-dir data",
     presets: "fastrnn presets --json",
     info: "fastrnn info --explain LSTM --hidden 256 --batch 1 --training",
+    tune: "fastrnn tune 200x784x1x128 1x1x32x32 --cell LSTM",
 }
 
 app = typer.Typer(

@@ -9,20 +9,18 @@ import platform
 import shutil
 import textwrap
 from importlib import metadata, util
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import fastrnn
-from fastrnn import backends
-from fastrnn.cli import options
+from fastrnn import backends, measured, tables
+from fastrnn.cli import options, tune
 from fastrnn.tasks.config import PixelConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 # What is not needed and can be installed, and for what.
 OPTIONAL = {"tensorboard": "train --tensorboard"}
 
@@ -89,6 +87,12 @@ def _others(config: PixelConfig) -> Iterator[str]:
 
 
 def info(
+    size: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="With --explain: BxTxIxH, for the options.", show_default="the options' sizes"
+        ),
+    ] = None,
     as_json: options.Json = False,
     explain: Annotated[
         str | None,
@@ -98,17 +102,18 @@ def info(
     hidden: Annotated[int, typer.Option(min=1, help="Units of its layer.")] = 128,
     input_size: Annotated[int, typer.Option("--input", min=1, help="Features per step.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Steps of its sequences.")] = 784,
-    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")] = (
-        DTYPES[0]
-    ),
+    dtype: Annotated[str, typer.Option(help=options.DTYPES_HELP)] = options.DTYPES[0],
     device: Annotated[str, typer.Option(help="Device of its tensors.")] = "cpu",
     training: Annotated[bool, typer.Option(help="Whether it needs gradients.")] = False,
+    packed: Annotated[bool, typer.Option("--packed", help="Whether it is a packed batch.")] = False,
 ) -> None:
     """Show what is found here, and what to do about the rest.
 
     Backends, processor, GPUs, data and versions. With --explain: which backend a call of a layer
     would use; the options after it describe the call.
     """
+    if size:
+        batch, steps, input_size, hidden = _one_size(size, explain)
     if explain is None:
         facts = _facts()
         if as_json:
@@ -125,6 +130,7 @@ def info(
         steps=steps,
         device=device,
         training=training,
+        packed=packed,
     )
     if as_json:
         print(json.dumps(choice._asdict()))
@@ -132,16 +138,29 @@ def info(
         print(_wrapped(choice.reason, f"{choice.backend}: ", 2))
 
 
+def _one_size(texts: Sequence[str], explain: str | None) -> tune.Size:
+    """The size that is given in place of the options.
+
+    Raises:
+        ConfigError: there are several, or nothing is to be explained.
+    """
+    from fastrnn.training.config import ConfigError
+
+    sizes = tune.sizes_of(texts)
+    if explain is None or len(sizes) > 1:
+        given = " ".join(texts)
+        raise ConfigError(f"given: info {given}; expected one size, and --explain LSTM or GRU")
+    return sizes[0]
+
+
 def _explained(cell: str, dtype: str, **call: Any) -> backends.Choice:
     import torch
 
-    from fastrnn.training.config import ConfigError, suggestion
+    from fastrnn.training.config import ConfigError
 
     if cell not in ("LSTM", "GRU"):
         raise ConfigError(f"--explain is {cell!r}; expected LSTM or GRU")
-    if dtype not in DTYPES:
-        expected = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
-        raise ConfigError(f"--dtype is {dtype!r}; expected {expected}{suggestion(dtype, DTYPES)}")
+    options.check_one_of("--dtype", dtype, options.DTYPES)
     try:
         return backends.explain(cell, dtype=getattr(torch, dtype), **call)
     except (RuntimeError, ValueError) as error:  # no such device; the forced backend cannot
@@ -153,25 +172,29 @@ def _facts() -> dict[str, Any]:
     return {
         **fastrnn.backend_info(),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": tables.processor(),
         "processors": os.cpu_count(),
         "gpus": _gpus(),
         "data": _data(),
+        "measured": _measured(),
         "packages": {
             name: _version(name) for name in ("matplotlib", "safetensors", "typer", *OPTIONAL)
         },
     }
 
 
-def _processor() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def _measured() -> dict[str, Any]:
+    """The files of measured times of the devices that are here, and how many calls are in each."""
+    import torch
+
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(len(_gpus())))]
+    keys = {key for device in devices if (key := measured.table_of(device).key)}
+    place = tables.folder()
+    return {
+        "folder": None if place is None else str(place),
+        "classes": {key.device: len(tables.load(key)) for key in sorted(keys)},
+        "switch": os.environ.get(measured.VARIABLE) or None,
+    }
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -237,6 +260,7 @@ def _described(facts: dict[str, Any]) -> str:
         lines.append(row(f"backend {name}", ", ".join([state, *others])))
     forced = facts["forced"] or "none, so each call gets the fastest (FASTRNN_BACKEND forces one)"
     lines.append(row("forced backend", forced))
+    lines.append(row("measured times", _described_times(facts["measured"])))
     patched = "yes" if facts["patched"] else "no (fastrnn.patch_torch() does that)"
     lines.append(row("torch.nn patched", patched))
     folder = data.default_folder()
@@ -250,3 +274,9 @@ def _described(facts: dict[str, Any]) -> str:
         if not facts["packages"][name]
     ]
     return "\n".join(lines)
+
+
+def _described_times(found: dict[str, Any]) -> str:
+    counts = [f"{count} for {device}" for device, count in found["classes"].items() if count]
+    text = f"{', '.join(counts)}, in {found['folder']}" if counts else "none (fastrnn tune)"
+    return text + (f", {measured.VARIABLE}={found['switch']}" if found["switch"] else "")

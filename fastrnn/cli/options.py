@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastrnn import backends
-from fastrnn.training.config import ConfigError
+from fastrnn.training.config import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from fastrnn.tasks.data import Dataset
 
 *_OTHERS, _LAST = ("auto", *backends.BACKENDS)
+DTYPES = ("float32", "float64", "bfloat16", "float16")  # of layers
+DTYPES_HELP = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}."
 
 Backend = Annotated[
     str | None,
@@ -51,6 +54,24 @@ def check_images(images: int, dataset: Dataset) -> None:
     most = len(dataset.test)
     if not 1 <= images <= most:
         raise ConfigError(f"--images is {images}; expected 1 to {most}, the size of the test set")
+
+
+def check_one_of(option: str, given: str, names: Sequence[str], typed: str | None = None) -> None:
+    """Checks that an option's value is one of a few names.
+
+    Args:
+        option: for the message.
+        given: the value.
+        names: that there are.
+        typed: what the user has typed, if that is not ``given``.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if given not in names:
+        expected = f"{', '.join(names[:-1])} or {names[-1]}"
+        close = suggestion(given, names)
+        raise ConfigError(f"{option} is {typed or given!r}; expected {expected}{close}")
 
 
 def check_number(option: str, given: int, least: int, most: int = (1 << 63) - 1) -> None:
