@@ -158,7 +158,7 @@ def table_of(device: torch.device) -> Table:
     except (RuntimeError, AssertionError):  # torch without CUDA, or no such device
         return Table()
     if key not in _by_key:
-        table = Table(key)
+        table = Table(key, removed=tables.load_removed(key))
         table.add(tables.load(key))
         _by_key.setdefault(key, table)
     return _by_key[key]

@@ -30,6 +30,7 @@ BUDGET = 0.3  # seconds of timing for a class, beside compilation and the check 
 TIE = 0.98  # a backend of ours must take less than this share of torch.nn's time
 _SAMPLE = 1e-3  # seconds that one timing should take at least; short calls are repeated
 _LEAST_ROUNDS, _MOST_ROUNDS, _MOST_REPEATS = 3, 25, 200
+_MOST_SECONDS = 10.0  # for a call of a GPU's backend to end, beside compilation
 _HOPELESS = 4  # times as slow as torch.nn in the first timing: not timed again
 
 VENDOR = backends.TORCH.name
@@ -93,6 +94,7 @@ class Measurement:
         self.call = shortened(call)
         self.rejected: dict[str, str] = {}
         self.lasting = True  # whether the result holds for other processes, too
+        self.removed: dict[str, str] = {}  # backends after which the device was unusable
         self.messages: list[str] = []  # warnings, which the caller's thread issues
 
     def candidates(self) -> list[str]:
@@ -116,10 +118,15 @@ class Measurement:
         except Exception as error:
             _log.debug("not measured, for torch.nn's path fails: %s", error)
             return None
-        names = [name for name in names if self._agrees(name, example, wanted)]
+        agreeing = []
+        for name in names:
+            if self._agrees(name, example, wanted):
+                agreeing.append(name)
+            if self.removed:
+                return None  # nothing more can be run on this device
         del wanted
         try:
-            times = self._times(names, example)
+            times = self._times(agreeing, example)
         except _FailedError as error:
             _log.debug("not measured, for torch.nn's path fails: %s", error)
             return None
@@ -133,6 +140,7 @@ class Measurement:
         try:
             with backends.backend(name):
                 found = example.run()
+            wait_for(self.call)
             wrong = wrong_numbers(example, found, wanted)
         except Exception as error:
             self._failed(name, error)
@@ -153,9 +161,9 @@ class Measurement:
             self.lasting = False  # another process may have more
         self.rejected[name] = f"failed with {type(error).__name__}: {first}"
         remedy = "torch.nn's or another one runs them"
-        if not self._device_works():
-            self.table.removed[name] = self.rejected[name]
-            remedy = "the device does not work any more in this process"
+        if isinstance(error, TimeoutError) or not self._device_works():
+            self.removed[name] = self.table.removed[name] = self.rejected[name]
+            remedy = "start this program again, for the device is unusable in it now"
         self._warn(
             name, "failed",
             f"fastrnn: backend {name!r} failed and is not used for such calls; {remedy}: "
@@ -226,6 +234,22 @@ def stream_of(call: Call) -> Any:
     return None if call.device == _CPU else torch.cuda.current_stream(call.device_index)
 
 
+def wait_for(call: Call) -> None:
+    """Waits until a call's device has done its work.
+
+    Raises:
+        TimeoutError: it does not end.
+    """
+    if call.device == _CPU:
+        return
+    event, deadline = torch.cuda.Event(), time.monotonic() + _MOST_SECONDS
+    event.record()
+    while not event.query():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it does not end within {_MOST_SECONDS:.0f} seconds")
+        time.sleep(1e-4)
+
+
 def measure(call: Call, table: Table) -> Result | None:
     """Measures the class of a call and puts the result in force and into the user's file.
 
@@ -257,8 +281,9 @@ def measure(call: Call, table: Table) -> Result | None:
                 if result is not None:
                     found.append(result)
                     table.add({kind: result})
-                    if measurement.lasting:
-                        _save(table, kind, result)
+                new = {kind: result} if result is not None and measurement.lasting else {}
+                if new or measurement.removed:
+                    _save(table, new, measurement.removed)
             except Exception as error:  # whatever it is, the rules can decide
                 _log.debug("not measured: %s", error, exc_info=True)
             messages.extend(measurement.messages)
@@ -274,11 +299,11 @@ def measure(call: Call, table: Table) -> Result | None:
     return found[0] if found else None
 
 
-def _save(table: Table, kind: tables.CallClass, result: Result) -> None:
+def _save(table: Table, new: tables.Results, removed: dict[str, str]) -> None:
     if table.key is None:
         return
     try:
-        tables.save(table.key, {kind: result})
+        tables.save(table.key, new, removed)
     except OSError as error:
         _log.debug("the measured times cannot be kept: %s", error)
 

@@ -235,24 +235,33 @@ def any_files() -> bool:
 
 def load(key: Key) -> Results:
     """What was measured for a key; the user's results before those that come with fastrnn."""
-    results = read(PACKAGED / key.file, key)
-    place = folder()
-    return results if place is None else {**results, **read(place / key.file, key)}
+    return {kind: r for path in _paths(key) for kind, r in _read(path, key)[0].items()}
 
 
-def read(path: Path, key: Key) -> Results:
-    """The results in a file; none if it is missing, damaged, or for another key."""
+def load_removed(key: Key) -> dict[str, str]:
+    """The backends that are not to be tried on a device, with the reason; see :func:`save`."""
+    return {name: why for path in _paths(key) for name, why in _read(path, key)[1].items()}
+
+
+def _paths(key: Key) -> list[Path]:
+    """The files for a key; the user's, which comes last, replaces what is in both."""
+    return [place / key.file for place in (PACKAGED, folder()) if place is not None]
+
+
+def _read(path: Path, key: Key) -> tuple[Results, dict[str, str]]:
+    """A file's results and removed backends; none if it is missing, damaged, or for another key."""
     import json
 
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            return {}
+            return {}, {}
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT or Key(**content["for"]) != key:
-            return {}
-        return dict(map(_parsed, content["classes"]))
+            return {}, {}
+        removed = {str(name): str(why) for name, why in content["removed"].items()}
+        return dict(map(_parsed, content["classes"])), removed
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
+        return {}, {}
 
 
 _TYPES = [str, str, int, int, int, int, bool, bool, bool, int]  # of a CallClass's fields
@@ -276,8 +285,13 @@ def _parsed(entry: Any) -> tuple[CallClass, Result]:
     return CallClass(**values), result
 
 
-def save(key: Key, new: Results) -> Path:
+def save(key: Key, new: Results, removed: Mapping[str, str] | None = None) -> Path:
     """Adds results to the user's file; what others have written there meanwhile is kept.
+
+    Args:
+        key: of the file.
+        new: what was measured.
+        removed: backends that are not to be tried again on this device, with the reason.
 
     Returns:
         The file.
@@ -293,10 +307,12 @@ def save(key: Key, new: Results) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     path = place / key.file
     with _locked(place / f".{key.file}.lock"):
-        results = {**read(path, key), **new}
+        old, gone = _read(path, key)
+        results = {**old, **new}
         content = {
             "format": FORMAT,
             "for": key._asdict(),
+            "removed": {**gone, **(removed or {})},
             "classes": [
                 {
                     "class": kind._asdict(),

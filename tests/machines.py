@@ -31,6 +31,7 @@ class Machine:
         timed: seconds that the clock has counted.
         capturing: whether a CUDA graph is being captured.
         dead: whether an error has made the device unusable.
+        endless: a backend whose calls do not end.
     """
 
     seconds: dict[str, float]
@@ -42,6 +43,7 @@ class Machine:
     timed: float = 0.0
     capturing: bool = False
     dead: bool = False
+    endless: str | None = None
 
     def clock(self, run: Any, times: int) -> float:
         """What the backend that runs takes."""
@@ -61,6 +63,11 @@ class Machine:
         """In the place of torch.cuda.synchronize."""
         if self.dead:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def wait_for(self, call: Call) -> None:
+        """In the place of measuring.wait_for."""
+        if self.ran[-1] == self.endless:
+            raise TimeoutError("it does not end within 10 seconds")
 
     @property
     def measurements(self) -> int:
@@ -121,6 +128,7 @@ def replaced(machine: Machine, folder: Path) -> Iterator[Machine]:
         patch.setattr(measuring, "example_of", example_of)
         patch.setattr(measuring, "clock_for", lambda device: machine.clock)
         patch.setattr(measuring, "stream_of", lambda call: None)
+        patch.setattr(measuring, "wait_for", machine.wait_for)
         patch.setattr(measuring, "_warned", set())
         patch.setattr(torch.cuda, "synchronize", machine.synchronize)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: machine.capturing)

@@ -211,14 +211,22 @@ def test_a_lack_of_memory_is_not_remembered_by_the_next_process(
     assert choose().backend == "triton"
 
 
-def test_an_error_that_ends_the_device_removes_the_backend_from_all_classes(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["dead", "endless"])
+def test_a_backend_that_makes_the_device_unusable_is_not_tried_again(
+    machine: Machine, how: str
 ) -> None:
-    machine.raises["triton"] = RuntimeError("CUDA error: an illegal memory access was encountered")
-    machine.dead = True
-    with pytest.warns(RuntimeWarning, match="the device does not work any more"):
-        choose()
+    if how == "dead":
+        machine.dead = True
+        machine.raises["triton"] = RuntimeError("CUDA error: an illegal memory access")
+    else:
+        machine.endless = "triton"
+    with pytest.warns(RuntimeWarning, match="start this program again, for the device is unusable"):
+        assert choose().backend == "torch"
+    assert "cuda" not in machine.ran  # nothing more can run in this process
+    machine.dead, machine.endless = False, None
     machine.ran.clear()
+    measured.reset()  # the next process
+    assert choose().backend == "cuda"
     assert choose(cell="GRU").backend == "cuda"
     assert "triton" not in machine.ran
 
@@ -595,6 +603,21 @@ def test_long_calls_are_timed_with_fewer_steps() -> None:
     assert examples.shortened(large._replace(steps=3)).steps == 3
     assert examples.shortened(large._replace(device="cuda")).steps == 32
     assert examples.shortened(call(steps=784)).steps == 512
+
+
+def test_a_fork_during_a_measurement_leaves_nothing_of_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose()
+    (table,) = measured._by_key.values()
+    (kind,) = table.results
+    held = threading.Lock()
+    monkeypatch.setattr(measuring, "_lock", held)
+    with held, table.trial(kind) as switch:
+        switch("cuda")
+        measuring._after_fork()  # in the child
+        assert not measuring._lock.locked()
+        assert choose().backend == "triton"
 
 
 def test_those_who_keep_choices_are_told_of_changes() -> None:

@@ -121,6 +121,13 @@ def test_a_file_says_device_versions_and_dates() -> None:
     assert content["classes"][0]["date"] == "2026-11-28"
 
 
+def test_removed_backends_are_kept_by_later_saves() -> None:
+    tables.save(KEY, {}, {"triton": "does not end"})
+    tables.save(KEY, {KIND: RESULT})
+    assert tables.load_removed(KEY) == {"triton": "does not end"}
+    assert tables.load(KEY) == {KIND: RESULT}
+
+
 def test_a_second_save_adds_and_replaces() -> None:
     other, faster = KIND._replace(cell="GRU"), dataclasses.replace(RESULT, backend="torch")
     tables.save(KEY, {KIND: RESULT})
@@ -165,6 +172,7 @@ DAMAGE: dict[str, Callable[[Any], Any]] = {
     "another format": lambda content: {**content, "format": 99},
     "a list": lambda content: [content],
     "a number": lambda content: 3,
+    "removed is a list": lambda content: {**content, "removed": ["triton"]},
     "no classes": lambda content: {"format": 1, "for": content["for"]},
     "classes are a number": lambda content: {**content, "classes": 3},
     "an entry is a text": lambda content: {**content, "classes": ["x"]},
