@@ -16,7 +16,6 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ _CPU = torch.device("cpu").type
 _GPU = torch.device("cuda").type
 
 
-@dataclass
 class Table:
     """What is known of a device model in this process.
 
@@ -43,12 +41,12 @@ class Table:
         removed: backends that are not tried again on this device, with the reason.
     """
 
-    key: Key | None = None
-    results: Results = field(default_factory=dict)
-    verdicts: dict[CallClass, tuple[str, str]] = field(default_factory=dict)
-    measures: bool = False
-    tried: dict[CallClass, object] = field(default_factory=dict)
-    removed: dict[str, str] = field(default_factory=dict)
+    def __init__(self, key: Key | None = None, removed: dict[str, str] | None = None) -> None:
+        self.key, self.measures = key, False
+        self.results: Results = {}
+        self.verdicts: dict[CallClass, tuple[str, str]] = {}
+        self.tried: dict[CallClass, object] = {}
+        self.removed = removed or {}
 
     def add(self, results: Results) -> None:
         """Puts results in force."""

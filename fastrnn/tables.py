@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -122,8 +122,7 @@ def class_of(call: Call) -> CallClass | None:
     )
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What was measured for a class.
 
     Attributes:
@@ -136,7 +135,7 @@ class Result:
 
     backend: str
     microseconds: Mapping[str, float]
-    rejected: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = MappingProxyType({})
     size: tuple[int, int, int] = (0, 0, 0)
     date: str = ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -129,7 +128,7 @@ def test_removed_backends_are_kept_by_later_saves() -> None:
 
 
 def test_a_second_save_adds_and_replaces() -> None:
-    other, faster = KIND._replace(cell="GRU"), dataclasses.replace(RESULT, backend="torch")
+    other, faster = KIND._replace(cell="GRU"), RESULT._replace(backend="torch")
     tables.save(KEY, {KIND: RESULT})
     tables.save(KEY, {other: RESULT})
     tables.save(KEY, {KIND: faster})
@@ -143,7 +142,7 @@ def test_the_users_results_come_before_those_in_the_package(
     with monkeypatch.context() as patch:
         patch.setenv("FASTRNN_CACHE_DIR", str(tables.PACKAGED))
         tables.save(KEY, {KIND: RESULT, other: RESULT})
-    mine = dataclasses.replace(RESULT, date="2026-11-29")
+    mine = RESULT._replace(date="2026-11-29")
     tables.save(KEY, {KIND: mine})
     assert tables.load(KEY) == {KIND: mine, other: RESULT}
 
