@@ -55,6 +55,11 @@ class Range:
 
 
 _ANY = Range()
+_Kind = tuple[bool, str, torch.dtype, bool, bool]  # what is no size of a call
+
+
+def _kind(call: Call) -> _Kind:
+    return (call.device == _CPU, call.cell, call.dtype, call.training, call.in_one_op)
 
 
 @dataclass(frozen=True)
@@ -91,15 +96,22 @@ class Entry:
         """Whether a call belongs to the class."""
         # Sizes come last: under torch.compile each comparison with one may become a guard.
         return (
-            self.on_cpu == (call.device == _CPU)
-            and self.cell in (None, call.cell)
-            and self.dtype in (None, call.dtype)
-            and self.training in (None, call.training)
-            and self.in_one_op in (None, call.in_one_op)
+            self.holds_kind(_kind(call))
             and self.bfloat16_pairs in (None, _compat.multiplies_bfloat16_in_pairs())
             and call.hidden_size in self.hidden_size
             and call.steps in self.steps
             and call.batch in self.batch
+        )
+
+    def holds_kind(self, kind: _Kind) -> bool:
+        """Whether calls of a kind, of some size and on some processor, belong to the class."""
+        on_cpu, cell, dtype, training, in_one_op = kind
+        return (
+            self.on_cpu == on_cpu
+            and self.cell in (None, cell)
+            and self.dtype in (None, dtype)
+            and self.training in (None, training)
+            and self.in_one_op in (None, in_one_op)
         )
 
     def overlaps(self, other: Entry) -> bool:
@@ -210,9 +222,18 @@ TABLE: tuple[Entry, ...] = (
 )
 
 
+_by_kind: dict[_Kind, tuple[Entry, ...]] = {}  # the entries that may hold calls of a kind
+
+
 def entry_for(call: Call) -> Entry | None:
     """The entry that decides a call for torch.nn's path; None if no measurement speaks for it."""
-    for entry in TABLE:
+    entries = TABLE
+    if not torch.compiler.is_compiling():  # looking at most entries would be half of the choice
+        kind = _kind(call)
+        if kind not in _by_kind:
+            _by_kind[kind] = tuple(entry for entry in TABLE if entry.holds_kind(kind))
+        entries = _by_kind[kind]
+    for entry in entries:
         if entry.holds(call):
             return entry
     return None
