@@ -3,22 +3,23 @@
 # rich, pytest, cmake, ninja, a C++ compiler and, for the CUDA library, nvcc. Each part ends within ten minutes.
 #
 #   benchmarks/gpu.sh OUT              run every part, one after the other
-#   benchmarks/gpu.sh OUT PART...      run these parts only: build tests sanitize tasks variants steps float32 bfloat16
-#                                      float16 large_256 large_512 large_1024 cuda_float32 cuda_bfloat16
+#   benchmarks/gpu.sh OUT PART...      run these parts only: build tests sanitize tune tasks variants steps float32
+#                                      bfloat16 float16 large_256 large_512 large_1024 cuda_float32 cuda_bfloat16
 #
 # All parts together take about two hours. If there is only half an hour, run the parts that decide most, in this order:
-# build, tests, tasks, variants, cuda_bfloat16, steps. A new machine needs "build" first.
+# build, tests, tasks, variants, cuda_bfloat16, steps. A new machine needs "build" first. The part "tune" also needs
+# typer; it leaves a file of measured times in OUT/measured, in the form in which such files come with fastrnn.
 #
 # OUT receives a log for each part, the measurements as JSON, and summary.txt.
 
 # shellcheck disable=SC2329 # the functions are called by name, in another bash: see the end
 set -uo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd)
-[ $# -ge 1 ] || { sed -n '2,12p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,13p' "$0" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd)
 shift
 parts=("$@")
-all=(build tests sanitize tasks variants steps float32 bfloat16 float16
+all=(build tests sanitize tune tasks variants steps float32 bfloat16 float16
      large_256 large_512 large_1024 cuda_float32 cuda_bfloat16)
 [ $# -gt 0 ] || parts=("${all[@]}")
 
@@ -75,6 +76,15 @@ sanitize() {
     echo "== $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 170 compute-sanitizer --tool "$tool" --error-exitcode 1 \
       python3 -m benchmarks.gpu_variants --smoke || failed=1
+  done
+  return "$failed"
+}
+
+tune() { # what fastrnn chooses by itself
+  local dtype failed=0
+  export FASTRNN_CACHE_DIR=$out/measured
+  for dtype in float32 bfloat16 float16; do
+    python3 -m fastrnn tune --device cuda --dtype "$dtype" || failed=1
   done
   return "$failed"
 }
