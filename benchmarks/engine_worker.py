@@ -53,7 +53,6 @@ class Problem:
         x, *states = (torch.from_numpy(self.arrays[name]) for name in ("x", *self.names))
         given = tuple(states) if len(states) == 2 else states[0]
 
-        @torch.inference_mode()
         def call() -> Sequence[Any]:
             y, final = layer(x, given)
             return (y, *final) if isinstance(final, tuple) else (y, final)
@@ -180,6 +179,7 @@ ENGINES: dict[str, tuple[str, Callable[[Problem], Call]]] = {
 }
 
 
+@torch.inference_mode()
 def seconds_of(call: Call, seconds: float) -> float:
     """The median seconds of a call, of as many as last so long together.
 
@@ -219,7 +219,9 @@ def answers(engine: str, threads: int, commands: Iterator[str]) -> Iterator[dict
                 arrays = {name: file[name] for name in file.files}
             problem = Problem(str(arrays.pop("cell")), arrays, threads)
             call = prepare(problem)
-            yield {"error": problem.error(call())}
+            with torch.inference_mode():
+                results = call()
+            yield {"error": problem.error(results)}
         except Exception as error:  # an engine's own: the others go on
             yield {"failed": f"{type(error).__name__}: {error}"}
 
