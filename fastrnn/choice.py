@@ -33,7 +33,14 @@ def is_direct() -> bool:
 
 def is_ordinary() -> bool:
     """Whether a call is direct, is not under autocast, and no backend is forced."""
-    return is_direct() and not _compat.autocast_is_active() and backends.forced_backend() is None
+    return not (
+        torch.compiler.is_compiling()
+        or is_tracing()
+        or _compat.transforms_active()
+        or _compat.has_dispatch_mode()
+        or _compat.autocast_is_active()
+        or backends.forced_backend() is not None
+    )
 
 
 def single_step_needs_choice(input: Tensor, ordinary: bool) -> bool:

@@ -43,8 +43,8 @@ class Example:
         """Runs the layer as fastrnn's modules do; the output and the final states."""
         lstm = self.call.cell == "LSTM"
         results: tuple[Tensor, ...] = functional.run_stack(
-            self.call.cell.lower(), self.input, self.states, self.weights,
-            functional.StackOptions(), False, self.batch_sizes, torch.lstm if lstm else torch.gru,
+            self.call.cell.lower(), self.input, self.states if lstm else self.states[0],
+            self.weights, functional.StackOptions(), False, self.batch_sizes, torch.lstm if lstm else torch.gru,
         )  # fmt: skip
         return results
 

@@ -69,8 +69,6 @@ def lstm(
         RuntimeError: a forced backend does not support the call, or torch.lstm raises it.
     """
     options = StackOptions(bias, num_layers, dropout, training, bidirectional)
-    if not _is_pair(hx):  # torch raises its own error
-        return _vendor(torch.lstm, input, hx, weights, options, batch_first, batch_sizes)
     return run_stack(
         "lstm", input, hx, weights, options, batch_first, batch_sizes, torch.lstm, proj_size
     )
@@ -98,21 +96,34 @@ def gru(
         output [T, B, D * H] ([B, T, D * H], [N, D * H]) and h_n of hx's shape.
     """
     options = StackOptions(bias, num_layers, dropout, training, bidirectional)
-    return run_stack("gru", input, (hx,), weights, options, batch_first, batch_sizes, torch.gru)
+    return run_stack("gru", input, hx, weights, options, batch_first, batch_sizes, torch.gru)
 
 
 def run_stack(
     cell: str,
     input: Tensor,
-    states: tuple[Tensor, ...],
+    hx: Any,
     weights: Sequence[Tensor],
-    options: StackOptions,
+    options: tuple[bool, int, float, bool, bool],
     batch_first: bool,
     batch_sizes: Tensor | None,
     vendor: Callable[..., Any],
     proj_size: int = 0,
 ) -> Any:
-    """What :func:`lstm` and :func:`gru` do; ``vendor`` is torch's way to run the call."""
+    """What :func:`lstm` and :func:`gru` do.
+
+    Args:
+        options: a :class:`StackOptions`, or a plain tuple of the same.
+        vendor: torch's way to run the call.
+
+    The others are those of :func:`lstm` and :func:`gru`.
+    """
+    if cell == "gru":
+        states: tuple[Tensor, ...] = (hx,)
+    elif _is_pair(hx):
+        states = tuple(hx)
+    else:  # torch raises its own error
+        return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
     bias, num_layers, dropout, training, bidirectional = options
     ordinary = choice.is_ordinary()
     if ordinary and not proj_size and not (dropout and training and num_layers > 1):
@@ -168,7 +179,7 @@ def _vendor(
     input: Tensor,
     hx: Any,
     weights: Sequence[Tensor],
-    options: StackOptions,
+    options: tuple[bool, int, float, bool, bool],
     batch_first: bool,
     batch_sizes: Tensor | None,
 ) -> Any:
@@ -195,7 +206,7 @@ def _layers(
     x: Tensor,
     states: tuple[Tensor, ...],
     weights: Sequence[Tensor],
-    options: StackOptions,
+    options: tuple[bool, int, float, bool, bool],
     batch_sizes: Tensor | None,
     tail: tuple[bool, str, bool],
 ) -> tuple[Tensor, ...]:

@@ -47,30 +47,19 @@ class _Recurrent(_DropIn, nn.RNNBase):
     """What LSTM and GRU share: packed and unbatched input, default states, torch's checks."""
 
     def _run(
-        self,
-        function: Callable[..., tuple[Tensor, ...]],
-        input: Tensor | PackedSequence,
-        hx: Any,
-        **options: Any,
+        self, vendor: Callable[..., Any], input: Tensor | PackedSequence, hx: Any
     ) -> tuple[Any, Any]:
-        """The output and the final states, from functional.lstm or functional.gru."""
+        """The output and the final states; ``vendor`` is torch.lstm or torch.gru."""
         if _is_symbolic(input):
             return self._leaf(input, hx)
         weights = self._layer_weights()
-        rows, states, batch_sizes, batched = self._prepare(input, hx)
-        output, *final = function(
-            rows,
-            states,
-            weights,
-            bias=self.bias,
-            num_layers=self.num_layers,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            batch_sizes=batch_sizes,
-            **options,
-        )
+        rows, states, batch_sizes, batched = self._prepare(input, hx, weights[0].dtype)
+        # Positional arguments, for keywords would cost half a microsecond.
+        output, *final = functional.run_stack(
+            "lstm" if self.mode == "LSTM" else "gru", rows, states, weights,
+            (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional),
+            self.batch_first, batch_sizes, vendor, self.proj_size,
+        )  # fmt: skip
         if not batched:
             output, final = (
                 output.squeeze(0 if self.batch_first else 1),
@@ -84,7 +73,9 @@ class _Recurrent(_DropIn, nn.RNNBase):
             return packed, self.permute_hidden(h_n, input.unsorted_indices)
         return output, h_n
 
-    def _prepare(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, ...]:
+    def _prepare(
+        self, input: Tensor | PackedSequence, hx: Any, dtype: torch.dtype
+    ) -> tuple[Any, ...]:
         """Input with a batch axis, states in the sorted order, batch_sizes, and whether batched."""
         batched, batch_sizes = True, None
         if isinstance(input, PackedSequence):
@@ -101,7 +92,9 @@ class _Recurrent(_DropIn, nn.RNNBase):
                 input = input.unsqueeze(0 if self.batch_first else 1)
             batch = input.size(0) if self.batch_first else input.size(1)
         if hx is None:
-            self.check_input(input, batch_sizes)
+            fits = input.size(-1) == self.input_size and input.dtype == dtype
+            if not fits or batch_sizes is not None:  # to ask torch takes a microsecond
+                self.check_input(input, batch_sizes)
             rows = self.num_layers * (2 if self.bidirectional else 1)
             h = input.new_zeros((rows, batch, self.proj_size or self.hidden_size))
             c = h if not self.proj_size else input.new_zeros((rows, batch, self.hidden_size))
@@ -208,7 +201,7 @@ class LSTM(_Recurrent):
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Returns ``output, (h_n, c_n)``; see the class."""
-        return self._run(functional.lstm, input, hx, proj_size=self.proj_size)
+        return self._run(torch.lstm, input, hx)
 
 
 class GRU(_Recurrent):
@@ -242,7 +235,7 @@ class GRU(_Recurrent):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Returns ``output, h_n``; see the class."""
-        return self._run(functional.gru, input, hx)
+        return self._run(torch.gru, input, hx)
 
 
 class _Cell(_DropIn, nn.RNNCellBase):
