@@ -44,7 +44,8 @@ class Example:
         lstm = self.call.cell == "LSTM"
         results: tuple[Tensor, ...] = functional.run_stack(
             self.call.cell.lower(), self.input, self.states if lstm else self.states[0],
-            self.weights, functional.StackOptions(), False, self.batch_sizes, torch.lstm if lstm else torch.gru,
+            self.weights, functional.StackOptions(), False, self.batch_sizes,
+            torch.lstm if lstm else torch.gru,
         )  # fmt: skip
         return results
 

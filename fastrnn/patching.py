@@ -120,8 +120,8 @@ def _run(
     if known is _UNUSUAL or not _weights_fit(lstm, input, states[0], weights, stack):
         return unusual(*args)
     return functional.run_stack(
-        "lstm" if lstm else "gru", input, states if lstm else states[0], weights, stack, batch_first,
-        batch_sizes, own,
+        "lstm" if lstm else "gru", input, states if lstm else states[0], weights, stack,
+        batch_first, batch_sizes, own,
     )  # fmt: skip
 
 
