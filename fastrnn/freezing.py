@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -154,7 +154,6 @@ class _Frozen(_Recurrent):
     """What FrozenLSTM and FrozenGRU share."""
 
     _packed: _Packed | None = None
-    _function: Callable[..., tuple[Tensor, ...]]
 
     def _current(self) -> _Packed:
         """The packed weights, packed again if a parameter has changed."""
@@ -177,36 +176,44 @@ class _Frozen(_Recurrent):
             and choice.is_ordinary()
         )
 
-    def _any(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
+    def _any(
+        self, vendor: Callable[..., Any], input: Tensor | PackedSequence, hx: Any
+    ) -> tuple[Any, Any]:
         """Any call, with all checks; raises what torch.nn raises."""
         if self.training:
             raise RuntimeError(
                 f"this {type(self).__name__} is in training mode, but frozen layers are for "
                 f"inference: call model.eval(), or {_THAW}"
             )
-        return self._run(self._run_frozen, input, hx)
+        return self._run(vendor, input, hx)
 
-    def _run_frozen(
+    def _run_stack(
         self,
-        rows: Tensor,
-        states: Any,
-        weights: list[Tensor],
+        cell: str,
+        input: Tensor,
+        hx: Any,
+        weights: Sequence[Tensor],
+        options: tuple[bool, int, float, bool, bool],
+        batch_first: bool,
         batch_sizes: Tensor | None,
-        **options: Any,
-    ) -> tuple[Tensor, ...]:
-        """What functional.lstm or functional.gru returns."""
-        tensors = states if isinstance(states, tuple) else (states,)
-        followed = (rows, *tensors, *own_parameters(self).values())
+        vendor: Callable[..., Any],
+        proj_size: int = 0,
+    ) -> Any:
+        """What functional.run_stack returns."""
+        tensors = hx if isinstance(hx, tuple) else (hx,)
+        followed = (input, *tensors, *own_parameters(self).values())
         if torch.is_grad_enabled() and any(t.requires_grad for t in followed if t is not None):
             raise RuntimeError(
                 f"gradients are asked of this {type(self).__name__}, but frozen layers have none: "
                 f"call it under torch.inference_mode() or torch.no_grad(), or {_THAW}"
             )
-        if choice.is_ordinary() and choice.are_plain((rows, *tensors)):
-            results = self._run_native(rows, tensors, batch_sizes)
+        if choice.is_ordinary() and choice.are_plain((input, *tensors)):
+            results = self._run_native(input, tensors, batch_sizes)
             if results:
                 return tuple(results)
-        return type(self)._function(rows, states, weights, batch_sizes=batch_sizes, **options)
+        return functional.run_stack(
+            cell, input, hx, weights, options, batch_first, batch_sizes, vendor, proj_size
+        )
 
     def _run_native(
         self, rows: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None
@@ -239,8 +246,6 @@ class _Frozen(_Recurrent):
 class FrozenLSTM(_Frozen, LSTM):
     """An LSTM for inference on CPUs, with packed weights: see :func:`freeze`."""
 
-    _function = functional.lstm
-
     @_compat.not_compiled
     def forward(
         self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
@@ -256,13 +261,11 @@ class FrozenLSTM(_Frozen, LSTM):
                 if results:
                     output, h_n, c_n = results
                     return output, (h_n, c_n)
-        return self._any(input, hx)
+        return self._any(torch.lstm, input, hx)
 
 
 class FrozenGRU(_Frozen, GRU):
     """A GRU for inference on CPUs, with packed weights: see :func:`freeze`."""
-
-    _function = functional.gru
 
     @_compat.not_compiled
     def forward(
@@ -278,7 +281,7 @@ class FrozenGRU(_Frozen, GRU):
                 if results:
                     output, h_n = results
                     return output, h_n
-        return self._any(input, hx)
+        return self._any(torch.gru, input, hx)
 
 
 _FROZEN: dict[type[nn.Module], type[_Frozen]] = {

@@ -46,6 +46,8 @@ class _DropIn(nn.Module):
 class _Recurrent(_DropIn, nn.RNNBase):
     """What LSTM and GRU share: packed and unbatched input, default states, torch's checks."""
 
+    _run_stack = staticmethod(functional.run_stack)
+
     def _run(
         self, vendor: Callable[..., Any], input: Tensor | PackedSequence, hx: Any
     ) -> tuple[Any, Any]:
@@ -55,7 +57,7 @@ class _Recurrent(_DropIn, nn.RNNBase):
         weights = self._layer_weights()
         rows, states, batch_sizes, batched = self._prepare(input, hx, weights[0].dtype)
         # Positional arguments, for keywords would cost half a microsecond.
-        output, *final = functional.run_stack(
+        output, *final = self._run_stack(
             "lstm" if self.mode == "LSTM" else "gru", rows, states, weights,
             (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional),
             self.batch_first, batch_sizes, vendor, self.proj_size,
