@@ -22,8 +22,8 @@ MOST_LINES = 400
 
 LAYER_LIBRARY = {
     "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "examples",
-    "flops", "freezing", "functional", "gradients", "inference", "info", "measured", "measuring", "nn", "ops",
-    "patching", "tables", "tuning",
+    "flops", "freezing", "functional", "gradients", "inference", "info", "measured", "measuring",
+    "nn", "ops", "patching", "tables", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
 FOLDERS = {"cli", "tasks", "training"}
