@@ -32,9 +32,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastrnn.examples import TOLERANCES
+
 from . import engine_worker, report
 from .cases import LAYERS, Case
-from .measure import TOLERANCES
 
 SIZES = (  # B, T, I, H
     (1, 1, 64, 256), (1, 5, 64, 256), (1, 28, 28, 128), (1, 784, 1, 32), (1, 784, 1, 128),

@@ -16,18 +16,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 from fastrnn import backends
+from fastrnn.examples import TOLERANCES  # of each peer against exact results
 
 from .cases import DTYPES, Case
 from .clocks import Clock, clock_for
 
-# Relative errors ‖a − b‖ / ‖b‖ that each peer may have against exact results: forward, gradients.
-TOLERANCES = {
-    "float64": (1e-12, 1e-11),
-    "float32": (1e-6, 1e-5),
-    "tf32": (1e-3, 3e-3),
-    "bfloat16": (1e-2, 2e-2),
-    "float16": (2e-3, 5e-3),
-}
 MOST_ROUNDS = 200
 BAR = 0.95  # of torch.nn's speed counts as equal
 PEERS: dict[str, ModuleType] = {"torch": nn, "fastrnn": fastrnn}

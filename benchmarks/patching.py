@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
+from fastrnn.examples import TOLERANCES
 
-from .measure import BAR, TOLERANCES, least_in_turn
+from .measure import BAR, least_in_turn
 
 RANGES = {"steps": (1, 200), "batch": (1, 128), "input_size": (1, 256), "hidden_size": (4, 256)}
 

@@ -33,6 +33,7 @@ def is_direct() -> bool:
 
 def is_ordinary() -> bool:
     """Whether a call is direct, is not under autocast, and no backend is forced."""
+    # Each question is asked here, for functions that ask several would cost half as much again.
     return not (
         torch.compiler.is_compiling()
         or is_tracing()
