@@ -80,7 +80,9 @@ def kills(folder: Path, count: int, draw: random.Random) -> Outcome:
     for processes in (1, 2):
         lost += _killed_trainings(folder, count // 3, draw, processes)
     source = folder / "whole-1"
-    for number in range(2 * (count // 6)):
+    killed, number = 0, 0
+    while killed < 2 * (count // 6):
+        number += 1
         name, options = (
             ("complete", ["--images", 40, "--samples", 20]),
             ("inpaint", ["--images", 300, "--width", 4096]),
@@ -93,13 +95,13 @@ def kills(folder: Path, count: int, draw: random.Random) -> Outcome:
             took = time.monotonic() - before
         out = folder / f"{name}-{number}"
         with start(name, source, *options, out) as process:
-            _kill_within(process, draw.uniform(0, took))
+            killed += _kill_within(process, draw.uniform(0, took))
         status, output = (0, "") if out.exists() else run(name, source, *options, out)
         if status or not _same_arrays(whole, out):
             lost.append(f"{name}: {output[-200:]}")
     if left := [p for p in folder.rglob("*.tmp") if p.parent == folder]:
         lost.append(f"left behind: {left}")
-    return Outcome(3 * (count // 3), lost)
+    return Outcome(2 * (count // 3) + killed, lost)
 
 
 def _killed_trainings(
@@ -113,12 +115,13 @@ def _killed_trainings(
     took = time.monotonic() - before
     expected = weights(whole)
     place = folder / f"killed-{processes}"
-    for _ in range(count):
+    killed = 0
+    while killed < count:
         arguments = ["train", "pixel-prediction", "--resume", place]
         if not place.exists():
             arguments = [*options, "--out", place]
         with start(*arguments, processes=processes) as process:
-            _kill_within(process, draw.uniform(0, took))
+            killed += _kill_within(process, draw.uniform(0, took))
         if (place / "summary.json").exists():
             if weights(place) != expected:
                 yield f"{processes} processes: other weights"
@@ -129,14 +132,16 @@ def _killed_trainings(
             yield f"{processes} processes: {output[-200:]}"
 
 
-def _kill_within(process: subprocess.Popen[str], seconds: float) -> None:
-    """Kills a command, and torchrun's workers with it, unless it has ended before."""
+def _kill_within(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Kills a command, and torchrun's workers with it; False if it has ended before."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         for pid in [process.pid, *_children(process)]:  # torchrun's have sessions of their own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        return True
+    return False
 
 
 def _children(process: subprocess.Popen[str]) -> list[int]:

@@ -259,10 +259,13 @@ def _read(path: Path, key: Key) -> tuple[Results, dict[str, str]]:
             return {}, {}
         removed = {str(name): str(why) for name, why in content["removed"].items()}
         return dict(map(_parsed, content["classes"])), removed
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except _UNREADABLE:
         return {}, {}
 
 
+_UNREADABLE = (
+    *(OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError),
+)
 _TYPES = [str, str, int, int, int, int, bool, bool, bool, int]  # of a CallClass's fields
 
 

@@ -56,6 +56,7 @@ class TestTrain:
         assert (config["task"], config["preset"]) == ("classification", "digits")
         assert config["settings"]["hidden_size"] == 4
         names = "dataset data_dir pixels cell hidden_size num_layers initialisation input_dropout "
+        names += "shift slant "
         names += "epochs batch_size learning_rate schedule warmup clip seed device backend "
         names += "checkpoint_seconds accumulate"
         assert set(config["settings"]) == set(names.split())  # else older runs do not open
@@ -84,6 +85,10 @@ class TestErrors:
                 "no preset 'gru-31'; it has lstm-32",
             ),
             (["train", "classification", "--epochs", "0"], "epochs is 0; expected a whole number"),
+            (
+                ["train", "classification", "--num-layers", "9" * 400],
+                "; expected a whole number, 1",
+            ),
             (
                 ["train", "classification", "--backend", "fast"],
                 "backend is 'fast'; expected one of",

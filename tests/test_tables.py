@@ -182,6 +182,7 @@ DAMAGE: dict[str, Callable[[Any], Any]] = {
     "one size too many": _entry(**{"class": {**KIND._asdict(), "more": 1}}),
     "no time for the choice": _entry(backend="triton"),
     "no times": _entry(microseconds={}),
+    "an endless time": _entry(microseconds={"cpu": 10**400, "torch": 1}),
     "a time is not a number": _entry(microseconds={"cpu": float("nan"), "torch": 1.0}),
     "a time is negative": _entry(microseconds={"cpu": -1.0, "torch": 1.0}),
     "a time is a text": _entry(microseconds={"cpu": "fast", "torch": 1.0}),

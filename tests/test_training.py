@@ -230,7 +230,9 @@ class TestFolder:
             Run.create(tmp_path, {})
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
-    @pytest.mark.parametrize("content", ["", '{"task": "cl', "[]", "{}", "\xff"])
+    @pytest.mark.parametrize(
+        "content", ["", '{"task": "cl', "[]", "{}", "\xff", f'{{"format": {"9" * 400}}}']
+    )
     def test_with_a_damaged_config_is_refused(self, tmp_path, content):
         (tmp_path / "config.json").write_text(content, "latin-1")
         with pytest.raises(RunError, match=r"config\.json is damaged"):

@@ -21,6 +21,7 @@ from fastrnn.training.errors import RunError
 
 FORMAT = 2  # of the folders that this version writes; see docs/run-format.md
 MOST_JSON = 1 << 26  # bytes of a JSON file
+MOST_DIGITS = 300  # of a whole number in it, so that a float can hold it
 SUMMARY = "summary.json"
 LEFT = ".*.tmp"  # what killed processes may leave; see temporary_of
 
@@ -136,12 +137,19 @@ def read_json(path: Path) -> dict[str, Any]:
 def _parsed(content: bytes) -> dict[str, Any]:
     """The object in JSON text; raises ValueError if it holds something else."""
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_int=_integer)
     except RecursionError as error:
         raise ValueError(error) from None
     if not isinstance(value, dict):
         raise ValueError("it holds no JSON object")
     return value
+
+
+def _integer(digits: str) -> int:
+    """A whole number that a float can hold."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def damages(folder: Path) -> list[str]:
