@@ -44,7 +44,7 @@ NAMES = (
 )
 NUMERIC = {
     "train": "epochs batch-size hidden-size num-layers lr warmup clip input-dropout seed "
-    "checkpoint-seconds accumulate",
+    "shift slant checkpoint-seconds accumulate",
     "complete": "images samples pixels seed",
     "inpaint": "images threshold width seed",
 }

@@ -84,6 +84,10 @@ class TestErrors:
                 ["train", "classification", "--preset", "gru-31"],
                 "no preset 'gru-31'; it has lstm-32",
             ),
+            (
+                ["train", "classification", *TINY, "--shift", "4"],
+                "shift is 4; expected 0 to 3 for images of 8 × 8 pixels",
+            ),
             (["train", "classification", "--epochs", "0"], "epochs is 0; expected a whole number"),
             (
                 ["train", "classification", "--num-layers", "9" * 400],

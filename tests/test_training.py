@@ -36,6 +36,8 @@ TINY = PixelConfig(
     batch_size=64,
     clip=1.0,
     input_dropout=0.1,
+    shift=1,
+    slant=2,
 )
 
 
@@ -93,6 +95,8 @@ class TestConfig:
             ({"data_dir": 5}, "data_dir is 5; expected a folder's path"),
             ({"warmup": 1.0}, r"warmup is 1.0; expected a finite number, in \[0, 1\)"),
             ({"clip": -1.0}, "clip is -1.0; expected a finite number, 0"),
+            ({"shift": -1}, "shift is -1; expected a whole number, 0"),
+            ({"slant": 0.5}, "slant is 0.5; expected a whole number, 0"),
             ({"backend": "fast"}, "backend is 'fast'; expected one of auto, cpu, "),
             ({"device": "tpu9"}, "device is 'tpu9'; expected auto, cpu, cuda"),
             ({"device": "meta"}, "device is 'meta'; expected auto, cpu, cuda"),
@@ -114,6 +118,19 @@ class TestConfig:
 
     def test_survives_json(self):
         assert PixelConfig.from_json(dataclasses.asdict(TINY)) == TINY
+
+    @pytest.mark.parametrize("name", ["accumulate", "shift", "slant"])
+    def test_json_of_an_older_run_lacks_a_setting(self, name):
+        values = dataclasses.asdict(TINY)
+        del values[name]
+        default = dataclasses.replace(TINY, **{name: getattr(PixelConfig(), name)})
+        assert PixelConfig.from_json(values) == default
+
+    def test_json_that_lacks_another_setting_is_refused(self):
+        values = dataclasses.asdict(TINY)
+        del values["seed"]
+        with pytest.raises(ConfigError, match="unknown or missing settings: seed"):
+            PixelConfig.from_json(values)
 
     @pytest.mark.parametrize("change", [{"colour": 1}, {"seed": None}])
     def test_json_with_other_settings_is_refused(self, change):
@@ -183,6 +200,7 @@ class TestRun:
 
     def test_the_loss_falls(self, tmp_path, dataset):
         config = dataclasses.replace(TINY, hidden_size=16, learning_rate=0.01, batch_size=16)
+        config = dataclasses.replace(config, shift=0, slant=0)
         progress = checkpoints.read(_train(tmp_path / "run", dataset, config).last)[1].progress
         losses = [row["train_loss"] for row in progress["history"]]
         assert losses[-1] < losses[0] - 0.1

@@ -15,6 +15,7 @@ import typer
 
 import fastrnn
 from fastrnn import backends, measured, tables
+from fastrnn.choice import explain
 from fastrnn.cli import options, tune
 from fastrnn.tasks.config import PixelConfig
 
@@ -76,6 +77,10 @@ def _others(config: PixelConfig) -> Iterator[str]:
         yield f"{config.pixels} pixels"
     if config.input_dropout:
         yield f"{config.input_dropout:.0%} dropped"
+    if config.shift:
+        yield f"shift {config.shift}"
+    if config.slant:
+        yield f"slant {config.slant}"
     if config.initialisation != PixelConfig.initialisation:
         yield config.initialisation
     if config.schedule != "constant":
@@ -162,7 +167,7 @@ def _explained(cell: str, dtype: str, **call: Any) -> backends.Choice:
         raise ConfigError(f"--explain is {cell!r}; expected LSTM or GRU")
     options.check_one_of("--dtype", dtype, options.DTYPES)
     try:
-        return backends.explain(cell, dtype=getattr(torch, dtype), **call)
+        return explain(cell, dtype=getattr(torch, dtype), **call)
     except (RuntimeError, ValueError) as error:  # no such device; the forced backend cannot
         raise ConfigError(str(error).splitlines()[0]) from None
 

@@ -115,6 +115,21 @@ def train(
             show_default=PRESET,
         ),
     ] = None,
+    shift: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels by which training images are moved at random, at most.",
+            show_default=PRESET,
+        ),
+    ] = None,
+    slant: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels by which a random slant moves the top and bottom rows of training "
+            "images, at most.",
+            show_default=PRESET,
+        ),
+    ] = None,
     device: options.Device = None,
     backend: options.Backend = None,
     seed: Annotated[
@@ -171,6 +186,8 @@ def train(
         "warmup": warmup,
         "clip": clip,
         "input_dropout": input_dropout,
+        "shift": shift,
+        "slant": slant,
         "device": device,
         "backend": backend,
         "seed": seed,

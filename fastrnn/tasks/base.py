@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrnn import backends
-from fastrnn.tasks import data, memory, reset_before
+from fastrnn.choice import explain
+from fastrnn.tasks import augmentation, data, memory, reset_before
 from fastrnn.tasks.config import PixelConfig
 from fastrnn.training.config import ConfigError
 
@@ -49,6 +50,13 @@ class PixelTask(abc.ABC):
         """
         if config.grey and not self.reads_grey:
             raise ConfigError(f"{self.name} predicts binary pixels, not grey ones: drop --pixels")
+        most = (min(dataset.height, dataset.width) - 1) // 2
+        for name in ("shift", "slant"):
+            if (given := getattr(config, name)) > most:
+                raise ConfigError(
+                    f"{name} is {given}; expected 0 to {most} for images of {dataset.height} × "
+                    f"{dataset.width} pixels"
+                )
         size = config.hidden_size
         memory.check(
             3 * size * (size + 4) * config.num_layers * 4 * 4,  # weights, gradients, Adam's moments
@@ -61,16 +69,24 @@ class PixelTask(abc.ABC):
     def _new_model(self, config: PixelConfig, dataset: data.ImageFormat) -> nn.Module:
         """The model of these settings, which have been checked."""
 
-    @abc.abstractmethod
     def noise(
         self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
     ) -> tuple[Tensor, ...]:
         """The random draws that :meth:`measure` needs for so many of a split's images.
 
-        Each is [P, B, ...].
+        Each is [..., B, ...] with the images in dimension 1.
         """
+        own = self._noise(model, split, count, config)
+        if not (model.training and config.moves_images):
+            return own
+        return (*own, augmentation.moves(count, config.shift, config.slant))
 
     @abc.abstractmethod
+    def _noise(
+        self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
+    ) -> tuple[Tensor, ...]:
+        """The random draws that :meth:`_measure` needs."""
+
     def measure(
         self,
         model: nn.Module,
@@ -91,6 +107,22 @@ class PixelTask(abc.ABC):
         Returns:
             Metrics by name, [B] each.
         """
+        if model.training and config.moves_images:
+            like = data.image_format(config.dataset, grey=config.grey)
+            x = augmentation.moved(x, noise[-1], like.height, like.width)
+            noise = noise[:-1]
+        return self._measure(model, x, labels, config, noise)
+
+    @abc.abstractmethod
+    def _measure(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        config: PixelConfig,
+        noise: tuple[Tensor, ...],
+    ) -> dict[str, Tensor]:
+        """:meth:`measure`, of images that are no longer to be moved."""
 
     @abc.abstractmethod
     def score(self, validation: Mapping[str, float]) -> float:
@@ -124,7 +156,7 @@ class PixelTask(abc.ABC):
         try:
             if isinstance(layer, reset_before.GRUResetBefore):
                 return reset_before.choose()
-            return backends.explain(
+            return explain(
                 layer.mode,
                 batch=config.batch_size,
                 hidden_size=layer.hidden_size,

@@ -25,6 +25,10 @@ class PixelConfig(Config):
         num_layers: recurrent layers.
         initialisation: see :func:`fastrnn.tasks.initialisation.initialise`.
         input_dropout: share of the pixels that are set to 0 in training, in [0, 1).
+        shift: largest distance, in pixels, by which a training image is moved up or down, and left
+            or right; the distances are drawn anew each time.
+        slant: largest distance, in pixels, by which a training image's top row is moved to one
+            side and its bottom row to the other, with all rows between in proportion.
 
     Raises:
         ConfigError: a setting is invalid.
@@ -38,6 +42,10 @@ class PixelConfig(Config):
     num_layers: int = 1
     initialisation: str = DEFAULT
     input_dropout: float = 0.0
+    shift: int = 0
+    slant: int = 0
+
+    added = Config.added | {"shift", "slant"}
 
     def __post_init__(self) -> None:
         self._one_of("dataset", "auto", "mnist", "digits")
@@ -47,6 +55,8 @@ class PixelConfig(Config):
         self._sizes("hidden_size")
         self._number("num_layers", int, f"1 to {MOST_LAYERS}", lambda n: 1 <= n <= MOST_LAYERS)
         self._shares("input_dropout")
+        for name in ("shift", "slant"):
+            self._number(name, int, "0 (none) or more", lambda n: 0 <= n < 1 << 31)
         if not isinstance(self.data_dir, str | None):
             raise ConfigError(f"data_dir is {self.data_dir!r}; expected a folder's path")
         super().__post_init__()
@@ -55,6 +65,11 @@ class PixelConfig(Config):
     def layers(self) -> tuple[str, int, int]:
         """Cell, hidden size and number of layers, as every model takes them."""
         return self.cell, self.hidden_size, self.num_layers
+
+    @property
+    def moves_images(self) -> bool:
+        """Whether training images are shifted or slanted."""
+        return self.shift > 0 or self.slant > 0
 
     @property
     def grey(self) -> bool:

@@ -67,7 +67,7 @@ class Inpainting(PixelTask):
         how = config.initialisation
         return Inpainter(dataset.height, dataset.width, *config.layers, initialisation=how)
 
-    def noise(
+    def _noise(
         self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
     ) -> tuple[Tensor, ...]:
         """Which pixels are hidden, and a number in [0, 1) for each; [P, B] each, on the CPU."""
@@ -75,7 +75,7 @@ class Inpainting(PixelTask):
         hidden = patches(count, painter.height, painter.width)
         return hidden, torch.rand(hidden.shape)
 
-    def measure(
+    def _measure(
         self,
         model: nn.Module,
         x: Tensor,

@@ -132,8 +132,7 @@ def read(folder: Path) -> Entry:
         run = Run.open(folder)
         task = registry.get(run.content["task"])
         facts |= {"task": task.name, "preset": str(run.content.get("preset", ""))}
-        older = "format" not in run.content
-        facts["config"] = PixelConfig.from_json(run.content["settings"], older=older)
+        facts["config"] = PixelConfig.from_json(run.content["settings"])
         facts["history"] = _history(folder / "metrics.csv", f"validation_{task.best_by}")
         if locks.taken(folder / locks.NAME):
             return Entry(folder, RUNNING, **facts)

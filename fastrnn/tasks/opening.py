@@ -48,9 +48,8 @@ def open_run(
         task = registry.get(run.content["task"])
     except ConfigError as error:
         raise RunError(f"{folder / 'config.json'} is of no task of ours: {error}") from None
-    older = "format" not in run.content
     try:
-        config = PixelConfig.from_json(run.content["settings"], older=older)
+        config = PixelConfig.from_json(run.content["settings"])
     except (ConfigError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'config.json'} is damaged ({error}): start a new run") from None
     given: dict[str, Any] = {k: value for k, value in others.items() if value is not None}

@@ -77,13 +77,13 @@ class PixelPrediction(PixelTask):
     def _new_model(self, config: PixelConfig, dataset: data.ImageFormat) -> nn.Module:
         return PixelModel(*config.layers, initialisation=config.initialisation)
 
-    def noise(
+    def _noise(
         self, model: nn.Module, split: data.Split, count: int, config: PixelConfig
     ) -> tuple[Tensor, ...]:
         """Which pixels are kept; see :func:`kept`."""
         return kept(model, split.images.shape[1] - 1, count, config)
 
-    def measure(
+    def _measure(
         self,
         model: nn.Module,
         x: Tensor,

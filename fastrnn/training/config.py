@@ -9,15 +9,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from fastrnn import backends
 
 ConfigT = TypeVar("ConfigT", bound="Config")
-
-ADDED = {"accumulate"}  # settings that runs of format 1 do not have
 
 
 class ConfigError(ValueError):
@@ -64,6 +62,8 @@ class Config:
     checkpoint_seconds: float = 60.0
     accumulate: int = 1
 
+    added: ClassVar[frozenset[str]] = frozenset({"accumulate"})  # settings that older runs lack
+
     def __post_init__(self) -> None:
         self._one_of("schedule", "constant", "cosine")
         self._one_of("backend", "auto", *backends.BACKENDS)
@@ -106,23 +106,19 @@ class Config:
         given = getattr(self, name)
         kinds = (int, float) if kind is float else (int,)
         is_number = isinstance(given, kinds) and not isinstance(given, bool)
-        if not is_number or not math.isfinite(given) or not valid(given):
+        if not is_number or not _is_finite(given) or not valid(given):
             expected = "a whole number" if kind is int else "a finite number"
             raise ConfigError(f"{name} is {given!r}; expected {expected}, {values}")
 
     @classmethod
-    def from_json(cls: type[ConfigT], values: Mapping[str, Any], *, older: bool = False) -> ConfigT:
-        """The settings stored in a config.json.
-
-        Args:
-            values: the settings by name.
-            older: whether it is of format 1, which lacked the settings in ``ADDED``.
+    def from_json(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """The settings stored in a config.json; those that older runs lack have their defaults.
 
         Raises:
             ConfigError: a setting is unknown, missing or invalid.
         """
         names = {f.name for f in dataclasses.fields(cls)}
-        if unmatched := sorted((names - (ADDED if older else set())) ^ set(values)):
+        if unmatched := sorted((names ^ set(values)) - (cls.added - set(values))):
             raise ConfigError(f"unknown or missing settings: {', '.join(unmatched)}")
         return cls(**values)
 
@@ -160,3 +156,10 @@ class Config:
         return (
             self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
         )
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
