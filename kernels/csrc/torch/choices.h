@@ -10,17 +10,21 @@
 
 namespace fastrnn {
 
-// Remembers what a function answers. Bounded: when full, it starts again.
+// Remembers what a function answers, unless forget() was called meanwhile: what it depends on may
+// have changed. Bounded: when full, it starts again.
 class Choices {
  public:
   bool operator()(const fastrnn_torch_call &call, fastrnn_torch_choose choose) {
+    uint64_t forgotten;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
+      forgotten = forgotten_;
       const auto found = known_.find(call);
       if (found != known_.end()) return found->second;
     }
     const bool answer = choose(&call) != 0;  // without the lock: it waits for Python's
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (forgotten_ != forgotten) return answer;
     if (known_.size() >= kMost) known_.clear();
     known_[call] = answer;
     return answer;
@@ -29,6 +33,7 @@ class Choices {
   void forget() {
     const std::lock_guard<std::mutex> lock(mutex_);
     known_.clear();
+    ++forgotten_;
   }
 
  private:
@@ -51,6 +56,7 @@ class Choices {
   };
 
   std::mutex mutex_;
+  uint64_t forgotten_ = 0;  // how many times
   std::unordered_map<fastrnn_torch_call, bool, Hash, Equal> known_;
 };
 

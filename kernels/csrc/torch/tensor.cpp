@@ -73,8 +73,12 @@ bool take_list(StableValue list, std::vector<Tensor> *tensors) {
 bool make_list(std::vector<Tensor> *tensors, StableValue *list) {
   ListHandle handle = nullptr;
   if (torch.torch_new_list_reserve_size(tensors->size(), &handle)) return false;
-  for (Tensor &tensor : *tensors)  // there is room, so that this cannot fail half way
-    torch.torch_list_push_back(handle, reinterpret_cast<StableValue>(tensor.release()));
+  for (const Tensor &tensor : *tensors)
+    if (torch.torch_list_push_back(handle, reinterpret_cast<StableValue>(tensor.handle_))) {
+      torch.torch_delete_list(handle);  // frees the list, not what its values refer to
+      return false;
+    }
+  for (Tensor &tensor : *tensors) tensor.handle_ = nullptr;  // the list owns them now
   *list = reinterpret_cast<StableValue>(handle);
   return true;
 }

@@ -37,14 +37,14 @@ class Tensor {
   static bool empty(int64_t dim, const int64_t *sizes, const int *order, int32_t dtype,
                     Tensor *result);
 
-  TensorHandle release() { return std::exchange(handle_, nullptr); }
-
   int64_t dim = 0;
   const int64_t *sizes = nullptr, *strides = nullptr;  // [dim], torch's own
   int32_t dtype = -1;                                  // torch's number
   void *data = nullptr;
 
  private:
+  friend bool make_list(std::vector<Tensor> *tensors, StableValue *list);
+
   TensorHandle handle_ = nullptr;
 };
 
