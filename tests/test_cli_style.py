@@ -4,15 +4,18 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from fastrnn.cli.app import COMMANDS, app
-from fastrnn.tasks import NAMES
-from fastrnn.training import figures
+from fastrnn.tasks import NAMES, downloads
+from fastrnn.training import figures, report
 from fastrnn.training.report import COLUMNS
 from tests import command
 
@@ -31,6 +34,8 @@ OUTPUTS = [
     "complete runs/pixel-prediction --images 3 --samples 2 --out completed",
     "inpaint runs/inpainting --images 3 --out filled",
 ]
+# Commands that print results alone, or another program's output, have no -q and no -v.
+RESULTS_ALONE = {"runs", "presets", "info", "run"}
 
 
 def _lines_fit(text):
@@ -109,6 +114,15 @@ class TestHelp:
         GROUP.commands[name].make_context(name, arguments)  # raises an error otherwise
 
 
+class TestOptions:
+    @pytest.mark.parametrize("name", GROUP.commands)
+    def test_of_what_is_printed_are_those_of_all_commands(self, name):
+        options = {each for param in GROUP.commands[name].params for each in param.opts}
+        assert ("--json" in options) == (name != "run")
+        assert ({"-q", "--quiet"} <= options) == (name not in RESULTS_ALONE)
+        assert ({"-v", "--verbose"} <= options) == (name not in {*RESULTS_ALONE, "tune"})
+
+
 class TestOutput:
     @pytest.mark.parametrize("line", OUTPUTS)
     def test_fits(self, narrow, printed, folder, monkeypatch, line):
@@ -127,6 +141,62 @@ class TestOutput:
         assert re.fullmatch(r"test loss \d\.\d{4}, test accuracy \d+\.\d\d%\n", printed["again"])
         assert "learning rate" not in printed["classification"]
         assert re.search(r"\n  train loss .*learning rate \d", printed["inpainting"], re.DOTALL)
+
+    @pytest.mark.parametrize(
+        ("line", "detail"),
+        [
+            (
+                "evaluate runs/classification",
+                r"300 images of digits, [\d.]+ s, [\d,]+ images/s, GRU 1 × 4, device cpu, "
+                r"backend \w+",
+            ),
+            (
+                "complete runs/pixel-prediction --images 3 --samples 2 --out completed",
+                "3 images of digits, .* GRU 1 × 4, ",
+            ),
+            ("inpaint runs/inpainting --images 3 --out filled", "3 images of digits, .* backend"),
+            ("predict runs/classification seven.png", r"  0 [\d.]+%, 1 [\d.]+%.* 9 [\d.]+%"),
+            ("verify runs/classification", "compared: runs/classification/checkpoints/best.safe"),
+            ("demo runs/classification --out page.html", r"digits, test loss \d.\d+, test acc"),
+        ],
+        ids=lambda v: v.partition(" ")[0],
+    )
+    def test_quiet_verbose_and_neither(self, narrow, printed, folder, tmp_path, line, detail):
+        (tmp_path / "runs").symlink_to(folder / "runs")
+        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("seven.png")
+        found = []
+        for option in ("-v", "-q"):
+            shutil.rmtree("completed", ignore_errors=True)
+            shutil.rmtree("filled", ignore_errors=True)
+            status, out, err = narrow(*line.split(), option)
+            assert (status, err) == (0, "")
+            _lines_fit(out)
+            found.append(out)
+        verbose, quiet = found
+        assert re.search(detail, verbose, re.DOTALL)
+        assert not re.search(detail, quiet, re.DOTALL)
+        assert len(quiet.splitlines()) < len(verbose.splitlines())
+
+    def test_evaluation_shows_its_progress(self, narrow, printed, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(report, "LINE_SECONDS", 0)
+        arguments = ["evaluate", "runs/classification", "--split", "train"]
+        _, out, err = narrow(*arguments)
+        assert re.match(r"evaluating  1,000 of 1,347 images", err)
+        assert out.startswith("train loss")
+        assert narrow(*arguments, "-q")[1:] == (out, "")
+
+    def test_json_of_a_training_is_its_summary(self, narrow, printed, folder, tmp_path):
+        new = narrow("train", "inpainting", *TINY, "--out", "mine", "--json")
+        finished = narrow("train", "inpainting", "--resume", "mine", "--json")
+        summary = json.loads((tmp_path / "mine" / "summary.json").read_text())
+        for status, out, err in (new, finished):
+            assert status == 0
+            assert json.loads(out)["run"] == "mine"
+            assert json.loads(out)["test_loss"] == summary["test_loss"]
+            assert err
+        assert "epoch 1/1" in new[2]
+        assert "mine is finished" in finished[2]
 
     def test_without_arguments_says_in_ten_lines_what_to_run_first(self, narrow):
         status, out, _ = narrow()
@@ -148,6 +218,8 @@ class TestOutput:
                 {"folder", "exact_accuracy", "pixel_accuracy", "true_nats"},
             ),
             ("verify runs/classification", {"folder", "whole", "damages"}),
+            ("demo runs/classification --out page.html", {"file", "bytes", "test"}),
+            ("download mnist --data-dir mnist", {"folder", "downloaded"}),
             ("presets", set(NAMES)),
             ("info", {"backends", "processor", "gpus", "data", "packages"}),
             ("compare runs/classification runs/again", {"runs", "settings", "results"}),
@@ -157,6 +229,7 @@ class TestOutput:
     def test_as_json_is_one_value_on_stdout(
         self, narrow, printed, folder, monkeypatch, tmp_path, line, keys
     ):
+        monkeypatch.setattr(downloads, "fetch", lambda *_: True)
         (tmp_path / "runs").symlink_to(folder / "runs")
         status, out, _ = narrow(*line.split(), "--json")
         assert status == 0

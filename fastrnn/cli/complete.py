@@ -31,6 +31,7 @@ def complete(
     backend: options.Backend = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Draw the end of test images from a pixel model.
 
@@ -40,7 +41,6 @@ def complete(
     from fastrnn.cli import runs
     from fastrnn.tasks import completion, completion_files, memory, opening
     from fastrnn.tasks.models import PixelModel
-    from fastrnn.training import report
 
     found = opening.open_trained(run, data_dir, device, backend, "pixel-prediction")
     model, data = found.model, found.dataset
@@ -52,8 +52,7 @@ def complete(
     samples_of_all = images * samples * (9 * max(lengths) + data.height * data.width)
     memory.check(samples_of_all, "completing", "make --images or --samples smaller")
     target = out or run / "completions"
-    output = report.Output(level=-quiet)
-    bar = report.Output(stderr=True, level=-quiet)
+    output, bar = options.outputs(verbose, quiet, as_json=as_json)
     with runs.results(target) as folder:
         with bar.progress("completing", images) as show, found.config.use_backend():
             done = completion.complete(
@@ -83,5 +82,6 @@ def complete(
                 f"{row['pixels']:4} pixels: true {row['true_nats']:8.3f}, "
                 f"sampled {row['sample_nats']:8.3f} nats per image"
             )
+    output.detail(options.on_what(found, images, done.seconds))
     if folder:
         completion_files.draw(target, done, lengths, (data.height, data.width), output.warn)

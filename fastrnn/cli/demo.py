@@ -22,7 +22,9 @@ def demo(
         ),
     ] = None,
     data_dir: options.DataDir = None,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Write a web page on which to try out a trained model.
 
@@ -43,8 +45,13 @@ def demo(
     if distributed.first():
         target.parent.mkdir(parents=True, exist_ok=True)
         files.write(target, content)
-    output = report.Output(level=-quiet)
-    output.print(f"{target}: {len(content) / 1e6:.2f} MB, to open in a browser")
+    output, _ = options.outputs(verbose, quiet, as_json=as_json)
+    if as_json:
+        output.json({"file": str(target), "bytes": len(content), "test": test})
+    else:
+        output.print(f"{target}: {len(content) / 1e6:.2f} MB, to open in a browser")
+    named = {f"test_{name}": value for name, value in test.items()}
+    output.detail(f"{found.task.name} on {found.dataset.name}, {report.described(named, 'test_')}")
 
 
 def _measured(run: Path, found: Trained) -> dict[str, float]:

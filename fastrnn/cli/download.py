@@ -17,17 +17,23 @@ def download(
         Path | None,
         typer.Option(help="Folder to put MNIST/raw in.", show_default="$FASTRNN_DATA or data"),
     ] = None,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Fetch MNIST (11 MB); a download that was stopped goes on."""
     from fastrnn.tasks import data, downloads
-    from fastrnn.training import report
 
     if dataset != "mnist":
         close = suggestion(dataset, ["mnist"])
         raise ConfigError(f"the dataset is {dataset!r}; expected mnist{close}")
     raw = data.raw_folder(data_dir or data.default_folder())
-    bar = report.Output(stderr=True, level=-quiet)
+    output, bar = options.outputs(verbose, quiet, as_json=as_json)
     with bar.progress("MNIST", downloads.BYTES / 1e6, unit="MB") as show:
         new = downloads.fetch(raw, data.MNIST_FILES, lambda done: show(done / 1e6))
-    print(f"MNIST {'is now' if new else 'was already'} in {raw}")
+    if as_json:
+        output.json({"folder": str(raw), "downloaded": new})
+    else:
+        output.print(f"MNIST {'is now' if new else 'was already'} in {raw}")
+    for name, md5 in data.MNIST_FILES.items():
+        output.detail(f"{name}, unpacked: MD5 {md5}")

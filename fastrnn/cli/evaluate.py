@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,8 @@ def evaluate(
     device: options.Device = None,
     backend: options.Backend = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure a run's best weights on a split of the data.
 
@@ -31,12 +34,14 @@ def evaluate(
     if split not in ("train", "validation", "test"):
         close = suggestion(split, ("train", "validation", "test"))
         raise ConfigError(f"--split is {split!r}; expected train, validation or test{close}")
-    task, config, data, model = opening.open_trained(run, data_dir, device, backend, *tasks.NAMES)
-    with config.use_backend():
-        metrics = evaluation.evaluate(task, model, getattr(data, split), config)
+    found = opening.open_trained(run, data_dir, device, backend, *tasks.NAMES)
+    images, start = getattr(found.dataset, split), time.perf_counter()
+    output, bar = options.outputs(verbose, quiet, as_json=as_json)
+    with bar.progress("evaluating", len(images)) as show, found.config.use_backend():
+        metrics = evaluation.evaluate(found.task, found.model, images, found.config, show=show)
     named = {f"{split}_{name}": value for name, value in metrics.items()}
-    output = report.Output()
     if as_json:
         output.json({"run": str(run), "split": split, **named})
     else:
         output.print(report.described(named, split))
+    output.detail(options.on_what(found, len(images), time.perf_counter() - start))

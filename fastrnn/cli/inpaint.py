@@ -59,6 +59,7 @@ def inpaint(
     backend: options.Backend = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Fill holes in images, and compare with the true pixels.
 
@@ -67,7 +68,6 @@ def inpaint(
     """
     from fastrnn.cli import runs
     from fastrnn.tasks import filling, filling_files, opening
-    from fastrnn.training import report
 
     found = opening.open_trained(run, data_dir, device, backend, "pixel-prediction", "inpainting")
     if width is not None:
@@ -79,17 +79,17 @@ def inpaint(
     data = found.dataset
     wanted = _holes(holes, images, threshold, seed, data, found.config)
     target = out or run / f"inpainted-{Path(holes).stem}"
-    output = report.Output(level=-quiet)
-    bar = report.Output(stderr=True, level=-quiet)
+    output, bar = options.outputs(verbose, quiet, as_json=as_json)
     with runs.results(target) as folder:
         start = time.perf_counter()
         with bar.progress("in-painting", len(wanted)) as show, found.config.use_backend():
             done = filling.fill(found.model, wanted, width or filling.WIDTH, show)
+        seconds = time.perf_counter() - start
         facts = {
             "task": found.task.name,
             "images": len(wanted),
             "holes": holes,
-            "seconds": time.perf_counter() - start,
+            "seconds": seconds,
             "command": runs.command_line(),
         }
         if folder:
@@ -99,12 +99,13 @@ def inpaint(
         output.json({"folder": str(target), **facts, **metrics})
     else:
         output.print(
-            f"{len(wanted)} images in {facts['seconds']:.2f} s: {target}\n"
+            f"{len(wanted)} images in {seconds:.2f} s: {target}\n"
             f"all right {metrics['exact_accuracy']:.2%}, "
             f"pixels right {metrics['pixel_accuracy']:.2%}\n"
             f"in-painted {metrics['inpainted_nats']:.4f}, true {metrics['true_nats']:.4f} "
             "nats per image"
         )
+    output.detail(options.on_what(found, len(wanted), seconds))
     if folder:
         filling_files.draw(target, wanted, done, (data.height, data.width), output.warn)
 

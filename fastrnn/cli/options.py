@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -13,6 +13,8 @@ from fastrnn.training.config import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from fastrnn.tasks.data import Dataset
+    from fastrnn.tasks.opening import Trained
+    from fastrnn.training import report
 
 *_OTHERS, _LAST = ("auto", *backends.BACKENDS)
 DTYPES = ("float32", "float64", "bfloat16", "float16")  # of layers
@@ -43,6 +45,44 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results only: no progress, no notes.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details too.")]
+
+
+class Outputs(NamedTuple):
+    """Where a command prints.
+
+    Attributes:
+        result: what it has found; with --json, what else is said about it goes to stderr.
+        bar: its progress.
+    """
+
+    result: report.Output
+    bar: report.Output
+
+
+def outputs(verbose: bool, quiet: bool, *, as_json: bool = False) -> Outputs:
+    """The places for what a command prints, at the level that -v and -q ask for."""
+    from fastrnn.training import report
+
+    level = verbose - quiet
+    return Outputs(
+        report.Output(level=level, stderr=as_json), report.Output(level=level, stderr=True)
+    )
+
+
+def on_what(found: Trained, images: int, seconds: float) -> str:
+    """What -v says about a model's work on images."""
+    from fastrnn.training import report
+
+    return report.joined(
+        [
+            f"{images:,} images of {found.dataset.name}",
+            report.duration(seconds),
+            f"{images / seconds:,.0f} images/s",
+            f"{found.config.cell} {found.config.num_layers} × {found.config.hidden_size}",
+            f"device {found.config.device}",
+            f"backend {found.backend}",
+        ]
+    )
 
 
 def check_images(images: int, dataset: Dataset) -> None:

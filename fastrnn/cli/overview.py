@@ -106,10 +106,12 @@ def compare(
         Path, typer.Option(help=f"Picture of the curves, or a folder for {PICTURE}; is replaced.")
     ] = PICTURE,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Compare runs: curves in a picture, and what differs."""
     from fastrnn.tasks import listing, registry
-    from fastrnn.training import figures, report
+    from fastrnn.training import figures
 
     if len(runs) < 2:
         raise ConfigError("compare needs two or more runs: fastrnn compare RUN RUN...")
@@ -122,7 +124,7 @@ def compare(
             raise RunError(entry.reason)
     if len(names := {entry.task for entry in entries}) > 1:
         raise ConfigError(f"these are runs of {' and '.join(sorted(names))}; expected one task")
-    output = report.Output(stderr=as_json)
+    output, _ = options.outputs(verbose, quiet, as_json=as_json)
     picture = out / PICTURE if out.is_dir() or not out.suffix else out
     name = entries[0].best_by
     curves = {str(entry.folder): entry.validation for entry in entries}
@@ -147,7 +149,7 @@ def compare(
         return
     output.print(_compared(entries, settings, results))
     if drawn:
-        output.print(f"\nvalidation {name.replace('_', ' ')} of each epoch: {picture}")
+        output.note(f"\nvalidation {name.replace('_', ' ')} of each epoch: {picture}")
 
 
 def _differing(entries: Sequence[Entry]) -> dict[str, list[Any]]:

@@ -29,6 +29,8 @@ def predict(
     ],
     device: options.Device = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Say which digit a picture shows, or how likely it is as a digit.
 
@@ -38,7 +40,6 @@ def predict(
     import numpy as np
 
     from fastrnn.tasks import picture_files, trained
-    from fastrnn.training import report
     from fastrnn.training.errors import RunError
 
     model = trained.load(run, device)
@@ -49,15 +50,17 @@ def predict(
         )
     pictures = [picture_files.read(path, model.image_format) for path in images]
     found = _results(model, np.stack([picture.image for picture in pictures]))
-    output = report.Output()
+    output, _ = options.outputs(verbose, quiet, as_json=as_json)
     rows = list(zip(images, pictures, found, strict=True))
     if as_json:
         output.json([{"image": str(path), **_facts(p), **result} for path, p, result in rows])
         return
     for path, picture, result in rows:
         output.print(f"{path}: {_described(result)}")
-        output.print(f"  {_how_read(picture, model)}")
-        output.print(_drawn(picture.image, model))
+        if "probabilities" in result:
+            output.detail(_all(result["probabilities"]))
+        output.note(f"  {_how_read(picture, model)}")
+        output.note(_drawn(picture.image, model))
 
 
 def _results(model: TrainedModel, images: np.ndarray) -> list[dict[str, Any]]:
@@ -77,6 +80,13 @@ def _described(result: dict[str, Any]) -> str:
     ranked = sorted(enumerate(result["probabilities"]), key=lambda pair: -pair[1])[:NAMED]
     first, *others = [f"{label} ({p:.1%})" for label, p in ranked if p >= LEAST]
     return f"{first}, then {' and '.join(others)}" if others else first
+
+
+def _all(probabilities: list[float]) -> str:
+    """The probability of each class, for -v."""
+    from fastrnn.training import report
+
+    return report.joined([f"{k} {p:.2%}" for k, p in enumerate(probabilities)], "  ", "  ")
 
 
 def _facts(picture: Picture) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves to RUN/tensorboard as well.")
     ] = False,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -169,7 +170,7 @@ def train(
     continues with --resume and ends with the same weights.
     """
     from fastrnn import tasks
-    from fastrnn.training import report
+    from fastrnn.training import files, report
     from fastrnn.training import tensorboard as board
 
     given = {
@@ -198,12 +199,12 @@ def train(
     if task is None:
         raise ConfigError(f"no task is given; the tasks are {', '.join(tasks.NAMES)}")
     selected = tasks.get(task)
-    output = report.Output(lasting=True, level=verbose - quiet)
+    output = report.Output(lasting=True, stderr=as_json, level=verbose - quiet)
     if tensorboard:
         board.writer()  # raises an error before anything is written
     if resume is None:
         job = _start(selected, preset, given, data_dir, out, output, download=download)
-        _train(selected, *job, output, tensorboard=tensorboard)
+        _train(selected, *job, output, tensorboard=tensorboard, as_json=as_json)
         return
     extra = [name for name in given if name not in RESUMED]
     if extra := [*extra, *(["preset"] if preset else []), *(["out"] if out else [])]:
@@ -211,7 +212,9 @@ def train(
             f"--resume takes the settings of {resume / 'config.json'}: drop {', '.join(extra)}"
         )
     if resumed := _resume(selected, resume, given, data_dir, output, download=download):
-        _train(selected, *resumed, output, tensorboard=tensorboard)
+        _train(selected, *resumed, output, tensorboard=tensorboard, as_json=as_json)
+    elif as_json:
+        output.json({"run": str(resume), **files.read_json(resume / files.SUMMARY)})
 
 
 def _start(
@@ -331,6 +334,7 @@ def _train(
     output: report.Output,
     *,
     tensorboard: bool,
+    as_json: bool,
 ) -> None:
     """Trains in a folder until the run's end or a signal."""
     from fastrnn.cli import runs
@@ -348,7 +352,10 @@ def _train(
     except Interrupted as stop:
         output.print(f"{stop}; to continue: {_to_resume(task, run.folder)}")
         raise typer.Exit(128 + stop.number) from None
-    output.print(described(summary, "test_"))
+    if as_json:
+        output.json({"run": str(run.folder), **summary})
+    else:
+        output.print(described(summary, "test_"))
     output.note(
         f"weights of epoch {summary['best_epoch']}, the best on validation\n"
         f"{duration(summary['training_seconds'])}, {summary['images_per_second']:,.0f} images/s, "

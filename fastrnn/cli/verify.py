@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,12 +20,13 @@ def verify(
     ],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Compare a folder's files with their checksums.
 
     What is damaged, missing or of another run is printed, a line each, and the exit status is 1.
     """
-    from fastrnn.training import files, report
+    from fastrnn.training import files
     from fastrnn.training.errors import RunError
 
     if not folder.is_dir():
@@ -35,7 +37,7 @@ def verify(
     found = list(_of_run(folder)) if is_run else []
     if (folder / files.SUMMARY).exists():
         found += files.damages(folder)
-    output = report.Output(level=-quiet)
+    output, _ = options.outputs(verbose, quiet, as_json=as_json)
     if as_json:
         output.json({"folder": str(folder), "whole": not found, "damages": found})
     else:
@@ -43,8 +45,24 @@ def verify(
             output.print(line)
         if not found:
             output.note(f"{folder} is whole")
+    for path in _compared(folder):
+        output.detail(f"compared: {path}")
     if found:
         raise typer.Exit(1)
+
+
+def _compared(folder: Path) -> list[Path]:
+    """The files that have been compared with a checksum, for -v."""
+    from fastrnn.training import files
+    from fastrnn.training.runs import Run
+
+    run, summary = Run(folder), folder / files.SUMMARY
+    listed: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        listed = files.read_json(summary).get("files")
+    found = {run.last, run.previous, run.best, folder / "metrics.csv", summary}
+    found |= {folder / name for name in listed or ()}
+    return sorted(path for path in found if path.exists())
 
 
 def _of_run(folder: Path) -> Iterator[str]:

@@ -69,6 +69,7 @@ class Trained(NamedTuple):
     config: PixelConfig
     dataset: Dataset
     model: nn.Module
+    backend: str
 
 
 def open_trained(
@@ -87,8 +88,8 @@ def open_trained(
     config = dataclasses.replace(config, device=distributed.device(config.device))
     model = restored(run, task, config, dataset)
     with config.use_backend():
-        task.choose_backend(model, config, dataset)
-    return Trained(task, config, dataset, model)
+        backend = task.choose_backend(model, config, dataset).backend
+    return Trained(task, config, dataset, model, backend)
 
 
 def check_task(folder: Path, task: PixelTask, *names: str) -> None:

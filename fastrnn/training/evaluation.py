@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,7 +55,12 @@ def batches(task: Task, split: Split, config: Config) -> Iterator[tuple[Tensor, 
 
 @torch.no_grad()
 def evaluate(
-    task: Task, model: nn.Module, split: Split, config: Config, signals: Signals | None = None
+    task: Task,
+    model: nn.Module,
+    split: Split,
+    config: Config,
+    signals: Signals | None = None,
+    show: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
     """Means of the task's metrics over a split.
 
@@ -68,6 +73,7 @@ def evaluate(
         split: the examples.
         config: the run's settings.
         signals: checked before each batch.
+        show: told how many examples are done, after each batch.
 
     Raises:
         Interrupted: a signal arrived.
@@ -85,6 +91,7 @@ def evaluate(
             x, labels = task.batch(split, rows[places], config)
             metrics = task.measure(model, x, labels, config, part(noise, places))
             add(totals, metrics, weights.to(device))
+            show(int(rows[-1]) + 1)
     model.train()
     return means(totals, len(split))
 
