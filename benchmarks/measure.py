@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import backends
+from fastrnn.choice import explain
 from fastrnn.examples import TOLERANCES  # of each peer against exact results
 
 from .cases import DTYPES, Case
@@ -168,7 +168,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def backend_of(case: Case) -> str:
     """The name of the backend that fastrnn chooses for the case."""
-    choice = backends.explain(
+    choice = explain(
         case.cell.removesuffix("Cell"),
         batch=case.batch,
         steps=case.steps,

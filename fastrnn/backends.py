@@ -257,6 +257,20 @@ def choose(call: Call, measure: bool = False) -> Choice:
 
 
 def _choose_freely(call: Call, measure: bool) -> Choice:
+    if call.device != _CPU.type or torch.compiler.is_compiling() or not measured.is_settled(call):
+        return _chosen_anew(call, measure)
+    return _settled(call, torch.get_num_threads())
+
+
+@functools.lru_cache(4096)
+def _settled(call: Call, threads: int) -> Choice:
+    return _chosen_anew(call, False)
+
+
+measured.listeners.append(_settled.cache_clear)
+
+
+def _chosen_anew(call: Call, measure: bool) -> Choice:
     if call.transformed and unsupported(REFERENCE.name, call) is None:
         reason = "forward-mode gradients and functorch need differentiable steps"
         return Choice(REFERENCE.name, reason)
@@ -353,48 +367,3 @@ def pixel_loop(call: Call, layers: int) -> Callable[..., torch.Tensor] | None:
             if call.dtype in loop.DTYPES and loop.fits(call.hidden_size, layers):
                 return functools.partial(loop.run, cell)
     return None
-
-
-def explain(
-    cell: str,
-    *,
-    batch: int,
-    hidden_size: int,
-    input_size: int = 1,
-    steps: int = 784,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    training: bool = False,
-    proj_size: int = 0,
-    packed: bool = False,
-) -> Choice:
-    """The backend that a call of this size would take, and why.
-
-    Args:
-        cell: ``LSTM`` or ``GRU``.
-        batch, hidden_size, input_size, steps, proj_size: B, H, I, T and the projection's size.
-        dtype: of all tensors.
-        device: of all tensors.
-        training: whether gradients will be asked for.
-        packed: whether the input is a packed sequence.
-
-    Raises:
-        RuntimeError: the forced backend does not support the call.
-    """
-    where = torch.device(device)
-    return choose(
-        Call(
-            cell=cell,
-            device=where.type,
-            dtype=dtype,
-            steps=steps,
-            batch=batch,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            training=training,
-            projected=proj_size > 0,
-            in_one_op=where == _CPU and not training,
-            packed=packed,
-            device_index=where.index,
-        )
-    )

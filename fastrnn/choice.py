@@ -17,13 +17,20 @@ from fastrnn import _compat, backends
 from fastrnn._compat import is_tracing
 
 VENDOR = backends.TORCH.name
+_CPU = torch.device("cpu").type
 WHERE_IT_RUNS = ""  # the backend that an op in a graph holds: the choice is made where it runs
 _PLAIN = frozenset({Tensor, nn.Parameter})
+_PLAIN_OR_NONE = _PLAIN | {type(None)}
 
 
 def are_plain(tensors: Iterable[object]) -> bool:
     """Whether all of them are just tensors, not of a class that may handle calls itself."""
     return _PLAIN.issuperset(map(type, tensors))
+
+
+def are_plain_or_none(values: Iterable[object]) -> bool:
+    """Whether all of them are just tensors, or None."""
+    return _PLAIN_OR_NONE.issuperset(map(type, values))
 
 
 def is_direct() -> bool:
@@ -86,6 +93,7 @@ def call_of(
     transformed: bool = False,
     projected: bool = False,
     packed: bool = False,
+    in_one_op: bool = False,
 ) -> backends.Call:
     """What the choice of a backend depends on."""
     device = input.device
@@ -100,6 +108,7 @@ def call_of(
         training=training,
         projected=projected,
         transformed=transformed,
+        in_one_op=in_one_op,
         packed=packed,
         device_index=device.index,
     )
@@ -184,3 +193,48 @@ def _exported_or_traced() -> bool:
 def _onnx_export() -> bool:
     # torch.onnx takes long to import, and is there if it is exporting.
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def explain(
+    cell: str,
+    *,
+    batch: int,
+    hidden_size: int,
+    input_size: int = 1,
+    steps: int = 784,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    training: bool = False,
+    proj_size: int = 0,
+    packed: bool = False,
+) -> backends.Choice:
+    """The backend that a call of this size would take, and why.
+
+    Args:
+        cell: ``LSTM`` or ``GRU``.
+        batch, hidden_size, input_size, steps, proj_size: B, H, I, T and the projection's size.
+        dtype: of all tensors.
+        device: of all tensors.
+        training: whether gradients will be asked for.
+        packed: whether the input is a packed sequence.
+
+    Raises:
+        RuntimeError: the forced backend does not support the call.
+    """
+    where = torch.device(device)
+    return backends.choose(
+        backends.Call(
+            cell=cell,
+            device=where.type,
+            dtype=dtype,
+            steps=steps,
+            batch=batch,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            training=training,
+            projected=proj_size > 0,
+            in_one_op=where.type == _CPU,
+            packed=packed,
+            device_index=where.index,
+        )
+    )

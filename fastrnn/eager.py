@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastrnn import choice, ops
 from fastrnn._compat import is_batched_gradient as is_batched
-from fastrnn.gradients import Runner, formula_of, ops_of, setup_context_of
+from fastrnn.gradients import Runner, formula_of, setup_context_of
 from fastrnn.kernels.contract import CELLS
 
 
@@ -28,12 +28,13 @@ def operation(cell: str) -> Callable[..., tuple[Tensor, ...]]:
     """
     forward_kernel, backward_kernel = ops.FORWARD_KERNELS[cell], ops.BACKWARD_KERNELS[cell]
 
-    def runners(tensors: Sequence[Tensor | None]) -> tuple[Runner, Runner]:
-        given = [t for t in tensors if t is not None]
+    def kernels(
+        saved: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> tuple[Runner, Runner] | None:
+        given = [t for t in grads if t is not None]
         # A vmap may run a backward pass, and only the dispatcher sees its tensors.
-        if choice.is_direct() and choice.are_plain(given) and not any(map(is_batched, given)):
-            return forward_kernel, backward_kernel
-        return ops_of(CELLS[cell])
+        plain = choice.are_plain_or_none((*saved, *given)) and not any(map(is_batched, given))
+        return (forward_kernel, backward_kernel) if plain and choice.is_direct() else None
 
     setup_context = setup_context_of(CELLS[cell])
 
@@ -44,6 +45,6 @@ def operation(cell: str) -> Callable[..., tuple[Tensor, ...]]:
             setup_context(ctx, args, results)
             return results
 
-        backward = staticmethod(formula_of(CELLS[cell], runners))
+        backward = staticmethod(formula_of(CELLS[cell], kernels))
 
     return Layer.apply

@@ -138,7 +138,8 @@ def run_stack(
         size = input.shape
         steps, batch = (size[1], size[0]) if batch_first else (size[0], size[1])
     backend, transformed, save, tensors = VENDOR, False, False, (input, *states, *weights)
-    if steps != 1 or choice.single_step_needs_choice(input, ordinary):
+    in_one_op = ordinary and input.is_cpu and inference.is_ready()
+    if steps != 1 or in_one_op or choice.single_step_needs_choice(input, ordinary):
         if not ordinary and choice.under_autocast(input):
             dtype = torch.get_autocast_dtype(input.device.type)
             input, *rest = (_cast(t, dtype) for t in (input, *states, *weights))
@@ -149,7 +150,7 @@ def run_stack(
         save = needed if ordinary else choice.saves(training, tensors)
         call = choice.call_of(
             cell, input, states, steps, batch, needed, transformed, proj_size > 0,
-            batch_sizes is not None,
+            batch_sizes is not None, in_one_op,
         )  # fmt: skip
         backend = choice.backend_of(call, tensors, leave_open=not save)
     if backend == VENDOR:

@@ -45,14 +45,15 @@ def ops_of(cell: Cell) -> tuple[Runner, Runner]:
 
 
 def formula_of(
-    cell: Cell, runners: Callable[[Sequence[Tensor | None]], tuple[Runner, Runner]] | None = None
+    cell: Cell, kernels: Callable[..., tuple[Runner, Runner] | None] | None = None
 ) -> Callable[..., tuple[Tensor | None, ...]]:
     """The gradients of a cell's op, for torch.library.register_autograd.
 
     Args:
         cell: whose op.
-        runners: what runs the op, and the op of its gradients, with tensors like these; the ops
-            themselves if not given.
+        kernels: takes the tensors that were saved and the gradients, and returns the kernels of
+            the two ops if they can be called in place of the ops. They also take None for gradients
+            that are zeros.
     """
     n = 1 + cell.states  # x and the states; behind them w_ih, w_hh, b_ih, b_hh
     none = (None,) * 5  # batch_sizes, reverse, save, backend, batch_first
@@ -62,15 +63,18 @@ def formula_of(
         *tensors, batch_sizes, y = everything[: n + 6]
         saved = everything[n + 6 :]
         x, *states = tensors[:n]
-        dy, *others = grads[:n]
-        d_final = [
-            torch.zeros_like(like) if grad is None else grad
-            for grad, like in zip(others, states, strict=True)
-        ]
-        if torch.is_grad_enabled():  # create_graph: the gradients must themselves have gradients
+        dy, *d_final = grads[:n]
+        create_graph = torch.is_grad_enabled()  # the gradients must themselves have gradients
+        direct = kernels(everything, grads) if kernels and not create_graph else None
+        if direct is None:
+            d_final = [
+                torch.zeros_like(like) if grad is None else grad
+                for grad, like in zip(d_final, states, strict=True)
+            ]
+        if create_graph:
             results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *d_final])
             return (*results, *none)
-        run, run_backward = runners((*everything, *grads)) if runners else ops_of(cell)
+        run, run_backward = direct or ops_of(cell)
         tail = (batch_sizes, ctx.reverse)
         if not ctx.save or ctx.changes:
             y, *rest = run(*tensors, *tail, True, ctx.backend, ctx.batch_first)

@@ -133,7 +133,7 @@ def layer(
     if x is None or any(t is None for t in given) or (not bias and tensors[-2] is not None):
         return None  # the op says what is missing
     dim = x.dim()
-    if given[0].dim() != dim or not x.is_cpu or not _is_ready():
+    if given[0].dim() != dim or not x.is_cpu or not is_ready():
         return None
     if backend:
         record = backends.BACKENDS.get(backend)
@@ -170,8 +170,9 @@ def _may_run(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    return _is_ready()
+    return is_ready()
 
 
-def _is_ready() -> bool:
+def is_ready() -> bool:
+    """Whether the ops can run."""
     return _ready or (_ready is None and load_error() is None)

@@ -121,6 +121,12 @@ def lookup(call: Call, measure: bool = False) -> tuple[str, str] | None:
     return found
 
 
+def is_settled(call: Call) -> bool:
+    """Whether :func:`lookup` will measure no call like this one, on its device."""
+    table = _by_device.get((call.device, call.device_index))
+    return table is not None and not table.measures
+
+
 def _claimed(call: Call, kind: CallClass, table: Table) -> bool:
     """Whether this thread shall measure a class now; no class is measured twice in a process."""
     if (

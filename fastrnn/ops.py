@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn import backends, flops, inference
+from fastrnn import backends, flops, inference, layer_ops
 from fastrnn.checks import check, check_alike, check_rows
 from fastrnn.gradients import formula_of, setup_context_of
 from fastrnn.kernels.contract import CELLS, Cell, KernelModule
@@ -122,7 +122,13 @@ def _forward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
         if len(args) > n + 8:
             *args, batch_first = args  # type: ignore[assignment]
         *tensors, batch_sizes, reverse, save, backend = args
-        if batch_sizes is None and not reverse and not save:
+        if save:
+            results = layer_ops.forward(
+                cell, backend, x, tensors, batch_sizes, reverse, batch_first
+            )
+            if results is not None:
+                return tuple(results)
+        elif batch_sizes is None and not reverse:
             results = inference.layer(cell, backend, x, tensors, batch_first)
             if results is not None:
                 return (*results, *[x.new_empty(0) for _ in cell.saved_widths])
@@ -160,7 +166,18 @@ def _backward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
             *args, batch_first = args  # type: ignore[assignment]
         *tensors, batch_sizes, reverse, need_dx, backend = args
         x = tensors.pop(1 + n)
-        h0 = tensors[1 + n]
+        inputs = tensors[1 + n :]
+        results = layer_ops.backward(
+            cell, backend, x, inputs, tensors[: 1 + n], batch_sizes, reverse, batch_first, need_dx
+        )
+        if results is not None:
+            dx = results.pop() if need_dx else x.new_empty(0)
+            return (dx, *results)
+        h0 = inputs[0]
+        tensors[1 : 1 + n] = [
+            torch.zeros_like(like) if grad is None else grad
+            for grad, like in zip(tensors[1 : 1 + n], inputs[:n], strict=True)
+        ]
         rows, _ = check_rows(op, x, h0, batch_sizes, batch_first)
         hidden, features = h0.shape[-1], x.shape[-1]
         width, out = cell.gates * hidden, (*x.shape[:-1], hidden)

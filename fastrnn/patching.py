@@ -160,8 +160,10 @@ def _judged(
         return _UNUSUAL
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
     cell = "lstm" if lstm else "gru"
-    call = choice.call_of(cell, input, states, steps, states[0].shape[1], training)
-    call = call._replace(in_one_op=input.is_cpu and not training, packed=batch_sizes is not None)
+    call = choice.call_of(
+        cell, input, states, steps, states[0].shape[1], training,
+        packed=batch_sizes is not None, in_one_op=input.is_cpu and inference.is_ready(),
+    )  # fmt: skip
     return _TORCHS if backends.choose(call, True).backend == choice.VENDOR else _OURS
 
 

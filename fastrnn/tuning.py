@@ -5,7 +5,8 @@ They decide where nothing was measured on the machine at hand, see :mod:`fastrnn
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
 on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14; those on fewer
-than 8 steps, and the rows below which a training call is ours, on Zen 3 (AVX2).
+than 8 steps, and the rows below which a training call is ours, on Zen 3 (AVX2), where weights of
+float64 and bfloat16 were timed less closely.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Call(NamedTuple):
     training: bool  # gradients will be asked for
     projected: bool = False  # proj_size > 0
     transformed: bool = False  # forward-mode gradients or a functorch transform is active
-    in_one_op: bool = False  # a whole stack, without the cost of Python for each layer
+    in_one_op: bool = False  # without the cost of Python for each layer, or for its kernels
     packed: bool = False  # sequences of several lengths
     device_index: int | None = None  # torch.device.index
 
@@ -180,15 +181,48 @@ UNTIMED = Entry(
     on_cpu=False,
 )
 
+
+def _short_trainings() -> Iterator[Entry]:
+    """Training steps of a few time steps with large weights and many rows, or one row."""
+    many = "many rows, few steps: nearly all of the work is torch's own matrix product"
+    single, double = torch.float32, torch.float64
+    classes = (
+        ("GRU", single, "T=1, B>=192", Range(1, 2), Range(128, 256), Range(192), many),
+        ("GRU", single, "T=1, B>=12", Range(1, 2), Range(256), Range(12), many),
+        ("GRU", single, "T=1, B<3", Range(1, 2), Range(192), Range(0, 3), _VECTOR),
+        ("GRU", single, "T 2-7, B>=192", Range(2, 8), Range(256, 512), Range(192), many),
+        ("GRU", single, "T 2-7, B>=48", Range(2, 8), Range(512), Range(48), many),
+        ("LSTM", single, "T 2-7, B>=48", Range(2, 8), Range(512, 1024), Range(48), many),
+        (None, double, "T=1", Range(1, 2), Range(192), _ANY, many),
+        (None, double, "T 2-7, B>=48", Range(2, 8), Range(512), Range(48), many),
+    )
+    for cell, dtype, name, steps, hidden_size, batch, because in classes:
+        least, end = hidden_size.least, hidden_size.end
+        sizes = f"H>={least}" if end is None else f"H {least}-{end - 1}"
+        precision = str(dtype).removeprefix("torch.")
+        yield Entry(
+            f"{cell or 'LSTM, GRU'}, {precision}, {sizes}, {name}, training",
+            because,
+            cell=cell,
+            dtype=dtype,
+            training=True,
+            in_one_op=True if steps.end == 2 else None,
+            steps=steps,
+            batch=batch,
+            hidden_size=hidden_size,
+        )
+
+
 _VECTOR = "torch.nn multiplies a vector by the weights as fast as memory delivers them"
 
 TABLE: tuple[Entry, ...] = (
     UNTIMED,
     Entry("T=1", "one step: no weights to keep on chip", in_one_op=False, steps=Range(1, 2)),
     Entry(
-        "GRU, T=1, H>=384, B<8, in one op",
+        "GRU, T=1, H>=384, B<8, inference",
         _VECTOR,
         cell="GRU",
+        training=False,
         in_one_op=True,
         steps=Range(1, 2),
         batch=Range(0, 8),
@@ -219,6 +253,7 @@ TABLE: tuple[Entry, ...] = (
         hidden_size=Range(512),
     ),
     *_few_rows(),
+    *_short_trainings(),
 )
 
 

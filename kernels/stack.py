@@ -1,4 +1,4 @@
-"""Whole stacks of layers on a CPU in one op, without gradients: libfastrnn_torch through ctypes.
+"""Whole stacks of layers on a CPU in one op, and layers in training: libfastrnn_torch by ctypes.
 
 The library gets tensors straight from torch's dispatcher and calls the native CPU library, which
 saves the cost of Python for every layer and direction. It is built without torch; the C functions
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fastrnn.kernels import cpu
-from fastrnn.kernels.library import open_library
+from fastrnn.kernels.library import library_path, open_library
 
 _LIBRARY = "fastrnn_torch"
 _REMEDY = "reinstall fastrnn"
@@ -31,6 +31,9 @@ SCHEMAS = (
     " -> Tensor[]",
     "frozen_packed_stack(Tensor input, Tensor batch_sizes, Tensor[] states, Tensor weights,"
     " Tensor(a!)[] output, int options) -> Tensor[]",
+    # One layer in one direction, in training; csrc/torch/layer.h says which tensors.
+    "layer(Tensor[] tensors, int options) -> Tensor[]",
+    "layer_backward(Tensor[] tensors, int options) -> Tensor[]",
 )
 
 
@@ -45,6 +48,13 @@ class StackCall(NamedTuple):
     batch: int
     input_size: int
     hidden_size: int
+
+
+class _CpuFunctions(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("forward", "backward", "prepacked_bytes", "forward_prepacked")
+    ]
 
 
 class _StackCall(ctypes.Structure):
@@ -66,6 +76,28 @@ def options(
     return gru | biases << 1 | bidirectional << 2 | batch_first << 3 | num_layers << 4
 
 
+def layer_options(
+    gru: bool,
+    biases: bool,
+    reverse: bool,
+    batch_first: bool,
+    packed: bool,
+    need_dx: bool = False,
+    given: tuple[bool, ...] = (),
+) -> int:
+    """How a layer is called in training, as one number for the ops.
+
+    Args:
+        gru, biases, reverse, batch_first, packed: of the layer and its input.
+        need_dx: whether backward returns dx.
+        given: whether the gradients of y, h and c are, the others being zeros.
+    """
+    number = gru | biases << 1 | reverse << 2 | batch_first << 3 | packed << 4 | need_dx << 5
+    for place, flag in enumerate(given):
+        number |= flag << 6 + place
+    return number
+
+
 def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | None:
     """Gives the ops, whose :data:`SCHEMAS` must be defined, their kernels.
 
@@ -84,6 +116,8 @@ def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | Non
     library, error = open_library(_LIBRARY, "the native library of stacks", _REMEDY)
     if library is None:
         return error
+    if not hasattr(library, "fastrnn_torch_ops"):
+        return f"{library_path(_LIBRARY)} is older than this fastrnn; reinstall fastrnn"
     library.fastrnn_torch_functions.restype = ctypes.c_char_p
     names = library.fastrnn_torch_functions().decode().split()
     torch = ctypes.CDLL(torch_library)
@@ -100,12 +134,11 @@ def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | Non
             return 0
 
     functions = (ctypes.c_void_p * len(names))(*[_address(getattr(torch, name)) for name in names])
-    forward, prepacked_bytes, forward_prepacked = (
-        ctypes.c_void_p(_address(cpu.function(name)))
-        for name in ("forward", "prepacked_bytes", "forward_prepacked")
+    cpu_functions = _CpuFunctions(
+        *[_address(cpu.function(name)) for name, _ in _CpuFunctions._fields_]
     )
     if (
-        library.fastrnn_torch_bind(functions, forward, answer, prepacked_bytes, forward_prepacked)
+        library.fastrnn_torch_bind(functions, ctypes.byref(cpu_functions), answer)
         or library.fastrnn_torch_register()
     ):
         return "torch refuses the ops' kernels"

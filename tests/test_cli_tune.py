@@ -165,7 +165,6 @@ def test_sizes_can_be_given_in_two_forms(texts: list[str], sizes: list[Any]) -> 
         ("tune 1x2x3x4 --dtype int8", "--dtype is 'int8'; expected float32,"),
         ("tune 1x2x3x4 --device gpu", "--device is 'gpu'; expected auto, cpu, cuda or cuda:N"),
         ("tune 1x2x3x4 --device cuda:7", "--device is 'cuda:7'; torch sees 0 GPUs"),
-        ("tune 1x1x3x4 --device cpu --mode training", "expected more than one step"),
         ("info 1x2x3x4", "given: info 1x2x3x4; expected one size, and --explain LSTM or GRU"),
         ("info --explain GRU 1 2", "the size is '1 2'; expected B, T, I and H"),
     ],

@@ -22,8 +22,8 @@ MOST_LINES = 400
 
 LAYER_LIBRARY = {
     "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "examples",
-    "flops", "freezing", "functional", "gradients", "inference", "info", "measured", "measuring",
-    "nn", "ops", "patching", "tables", "tuning",
+    "flops", "freezing", "functional", "gradients", "inference", "info", "layer_ops", "measured",
+    "measuring", "nn", "ops", "patching", "tables", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
 FOLDERS = {"cli", "tasks", "training"}
@@ -44,6 +44,7 @@ PARTS = {
     "fastrnn.choice": r"fastrnn\.choice",
     "fastrnn.eager": r"fastrnn\.eager",
     "fastrnn.inference": r"fastrnn\.inference",
+    "fastrnn.layer_ops": r"fastrnn\.layer_ops",
     "fastrnn.ops": r"fastrnn\.ops",
     "fastrnn.checks": r"fastrnn\.checks",
     "fastrnn.flops": r"fastrnn\.flops",
@@ -68,6 +69,7 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.functional"},
     {"fastrnn.eager"},
     {"fastrnn.ops"},
+    {"fastrnn.layer_ops"},
     {"fastrnn.inference"},
     {"fastrnn.choice"},
     {"fastrnn.checks", "fastrnn.flops", "fastrnn.gradients"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from fastrnn import _compat, backends
+from fastrnn import _compat, backends, measured
+from fastrnn.choice import explain
 from fastrnn.tuning import TABLE, Call, Entry, Range
 
 entries = pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
@@ -31,11 +33,14 @@ def smallest_call(entry: Entry, **changes: Any) -> Call:
 
 
 @pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch, entry: Entry) -> None:
+def processor(monkeypatch: pytest.MonkeyPatch, entry: Entry) -> Iterator[None]:
     """A processor of the entry's kind, with kernels for every device."""
+    measured.forget()
     pairs = bool(entry.bfloat16_pairs)
     monkeypatch.setattr(_compat, "multiplies_bfloat16_in_pairs", lambda: pairs)
     monkeypatch.setattr(backends, "unsupported", lambda name, call: None)
+    yield
+    measured.forget()
 
 
 @entries
@@ -84,5 +89,5 @@ def test_names_are_unique() -> None:
 
 
 def test_a_call_of_no_entry_is_ours_and_the_reason_says_so() -> None:
-    choice = backends.explain("GRU", batch=200, hidden_size=128)
+    choice = explain("GRU", batch=200, hidden_size=128)
     assert choice == ("cpu", "no entry of the table says that torch.nn is faster")

@@ -156,13 +156,13 @@ def _calls(
     else:
         wanted = [Size(b, t, i or h, h) for h in _COMMON_HIDDEN for b, t, i in _COMMON]
     on_cpu = device.type == torch.device("cpu").type
-    calls = [
+    return [
         backends.Call(
             cell=name,
             device=device.type,
             dtype=getattr(torch, dtype),
             training=training,
-            in_one_op=on_cpu and not training,
+            in_one_op=on_cpu,
             packed=packed,
             device_index=device.index,
             **size._asdict(),
@@ -171,15 +171,6 @@ def _calls(
         for size in wanted
         for training in modes[mode]
     ]
-    # A single step in training is torch.nn's on CPUs, without a choice.
-    return [call for call in calls if tables.class_of(call) is not None] or _nothing(wanted)
-
-
-def _nothing(sizes: Sequence[Size]) -> list[backends.Call]:
-    raise ConfigError(
-        f"the size is {sizes[0]}; expected more than one step, since torch.nn trains single steps "
-        "on CPUs"
-    )
 
 
 def _context(device: torch.device) -> list[str]:

@@ -3,9 +3,11 @@
 
 #include <atomic>
 #include <new>
+#include <string>
 
 #include "choices.h"
 #include "fastrnn_torch.h"
+#include "layer.h"
 #include "stack.h"
 
 namespace fastrnn {
@@ -14,7 +16,7 @@ TorchFunctions torch;
 
 namespace {
 
-CpuFunctions cpu;
+fastrnn_cpu_functions cpu;
 fastrnn_torch_choose ask_python;
 std::atomic<int> most_threads{1 << 16};
 
@@ -25,11 +27,11 @@ Choices &choices() {
 
 bool choose(const fastrnn_torch_call &call) { return choices()(call, ask_python); }
 
-StackContext context() {
+int threads() {
   uint32_t threads = 1;
   torch.torch_get_num_threads(&threads);
   const int most = most_threads.load(std::memory_order_relaxed);
-  return {cpu, choose, threads < 1 ? 1 : threads > uint32_t(most) ? most : int(threads)};
+  return threads < 1 ? 1 : threads > uint32_t(most) ? most : int(threads);
 }
 
 // stack(input, states, weights, options) or packed_stack(input, batch_sizes, states, ...): the
@@ -46,7 +48,7 @@ void stack_kernel(StableValue *values, bool packed, bool frozen) {
   complete = take_list(*next++, frozen ? &arguments.output : &arguments.weights) && complete;
   arguments.options = StackOptions(int64_t(*next));
   std::vector<Tensor> results;
-  if (complete && !run_stack(&arguments, context(), &results)) results.clear();
+  if (complete && !run_stack(&arguments, {cpu, choose, threads()}, &results)) results.clear();
   if (!make_list(&results, values)) throw std::bad_alloc();
 }
 
@@ -54,6 +56,29 @@ template <bool kPacked, bool kFrozen>
 void stack(StableValue *values, uint64_t, uint64_t) {
   stack_kernel(values, kPacked, kFrozen);
 }
+
+// layer(tensors, options) or layer_backward(tensors, options): the results, or an empty list.
+template <bool kBackward>
+void layer(StableValue *values, uint64_t, uint64_t) {
+  std::vector<Tensor> tensors, results;
+  const bool complete = take_list(values[0], &tensors);
+  const LayerOptions options{int64_t(values[1])};
+  const auto run = kBackward ? run_layer_backward : run_layer;
+  if (complete && !run(&tensors, options, cpu, threads(), &results)) results.clear();
+  if (!make_list(&results, values)) throw std::bad_alloc();
+}
+
+constexpr struct {
+  const char *name;
+  BoxedKernel kernel;
+} kOps[] = {
+    {"stack", stack<false, false>},
+    {"packed_stack", stack<true, false>},
+    {"frozen_stack", stack<false, true>},
+    {"frozen_packed_stack", stack<true, true>},
+    {"layer", layer<false>},
+    {"layer_backward", layer<true>},
+};
 
 }  // namespace
 }  // namespace fastrnn
@@ -68,35 +93,36 @@ const char *fastrnn_torch_functions(void) {
 #undef FASTRNN_NAME
 }
 
-int fastrnn_torch_bind(void *const *torch_functions, fastrnn_cpu_forward_function forward,
-                       fastrnn_torch_choose choose_function,
-                       fastrnn_cpu_prepacked_bytes_function prepacked_bytes,
-                       fastrnn_cpu_forward_prepacked_function forward_prepacked) {
-  if (!torch_functions || !forward || !choose_function || !prepacked_bytes || !forward_prepacked)
+int fastrnn_torch_bind(void *const *torch_functions, const fastrnn_cpu_functions *cpu_functions,
+                       fastrnn_torch_choose choose_function) {
+  if (!torch_functions || !cpu_functions || !cpu_functions->forward || !cpu_functions->backward ||
+      !cpu_functions->prepacked_bytes || !cpu_functions->forward_prepacked || !choose_function)
     return FASTRNN_ERROR_ARGUMENT;
   constexpr size_t count = sizeof(TorchFunctions) / sizeof(void *);
   for (size_t i = 0; i < count; ++i)
     if (!torch_functions[i]) return FASTRNN_ERROR_ARGUMENT;
   memcpy(&fastrnn::torch, torch_functions, sizeof(TorchFunctions));
-  cpu = {forward, prepacked_bytes, forward_prepacked};
+  cpu = *cpu_functions;
   ask_python = choose_function;
   return FASTRNN_OK;
+}
+
+const char *fastrnn_torch_ops(void) {
+  static const std::string names = [] {
+    std::string joined;
+    for (const auto &op : kOps) joined += op.name + std::string(" ");
+    return joined;
+  }();
+  return names.c_str();
 }
 
 int fastrnn_torch_register(void) {
   // The library object is kept: to delete it would take the kernels away again.
   LibraryHandle library = nullptr;
   const auto &t = fastrnn::torch;
-  const struct {
-    const char *name;
-    BoxedKernel kernel;
-  } ops[] = {{"stack", stack<false, false>},
-             {"packed_stack", stack<true, false>},
-             {"frozen_stack", stack<false, true>},
-             {"frozen_packed_stack", stack<true, true>}};
   bool failed = t.aoti_torch_library_init_impl("fastrnn", "CompositeExplicitAutograd",
                                                "libfastrnn_torch", 0, &library);
-  for (const auto &op : ops)
+  for (const auto &op : kOps)
     failed = failed || t.torch_library_impl(library, op.name, op.kernel, kTorchVersion);
   return failed ? FASTRNN_ERROR_ARGUMENT : FASTRNN_OK;
 }

@@ -1,4 +1,5 @@
-/* The C interface of libfastrnn_torch: ops that run a whole stack of layers in one call.
+/* The C interface of libfastrnn_torch: ops that run a whole stack of layers in one call,
+ * or a layer's passes in training.
  *
  * The library is built without torch, see functions.h. It is optional: without it, layers run one
  * by one from Python, with the same numbers.
@@ -22,22 +23,25 @@ typedef struct {
 /* Returns whether libfastrnn_cpu shall run a call. Called once for each different call, then
  * remembered. */
 typedef int (*fastrnn_torch_choose)(const fastrnn_torch_call *);
-typedef int (*fastrnn_cpu_forward_function)(const fastrnn_problem *,
-                                            const fastrnn_forward_arrays *);
-typedef int64_t (*fastrnn_cpu_prepacked_bytes_function)(const fastrnn_problem *);
-typedef int (*fastrnn_cpu_forward_prepacked_function)(const fastrnn_problem *,
-                                                      const fastrnn_forward_arrays *,
-                                                      const void *prepacked);
+/* The functions of libfastrnn_cpu, without their prefix, that run layers. */
+typedef struct {
+  int (*forward)(const fastrnn_problem *, const fastrnn_forward_arrays *);
+  int (*backward)(const fastrnn_problem *, const fastrnn_backward_arrays *);
+  int64_t (*prepacked_bytes)(const fastrnn_problem *);
+  int (*forward_prepacked)(const fastrnn_problem *, const fastrnn_forward_arrays *,
+                           const void *prepacked);
+} fastrnn_cpu_functions;
 
 /* The names of the functions of torch that fastrnn_torch_bind expects, separated by spaces. */
 FASTRNN_API const char *fastrnn_torch_functions(void);
-/* Must be called once, before any other function. torch_functions: the functions' addresses, in the
- * order of their names. */
-FASTRNN_API int fastrnn_torch_bind(void *const *torch_functions, fastrnn_cpu_forward_function,
-                                   fastrnn_torch_choose, fastrnn_cpu_prepacked_bytes_function,
-                                   fastrnn_cpu_forward_prepacked_function);
-/* Makes this library's kernels those of the ops stack, packed_stack, frozen_stack and
- * frozen_packed_stack of the namespace fastrnn, whose schemas must be defined. */
+/* Must be called once, before any other function below. torch_functions: the functions' addresses,
+ * in the order of their names. */
+FASTRNN_API int fastrnn_torch_bind(void *const *torch_functions, const fastrnn_cpu_functions *,
+                                   fastrnn_torch_choose);
+/* The names of the ops, separated by spaces. */
+FASTRNN_API const char *fastrnn_torch_ops(void);
+/* Makes this library's kernels those of its ops in the namespace fastrnn, whose schemas must be
+ * defined. */
 FASTRNN_API int fastrnn_torch_register(void);
 /* Forgets every choice. */
 FASTRNN_API void fastrnn_torch_forget(void);

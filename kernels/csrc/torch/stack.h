@@ -36,16 +36,9 @@ struct StackArguments {
   std::vector<Tensor> output;  // frozen: empty, or room for the output
 };
 
-// The functions of libfastrnn_cpu that run a layer.
-struct CpuFunctions {
-  fastrnn_cpu_forward_function forward;
-  fastrnn_cpu_prepacked_bytes_function prepacked_bytes;
-  fastrnn_cpu_forward_prepacked_function forward_prepacked;
-};
-
 // What a call of a layer and the choice between backends need of the process.
 struct StackContext {
-  CpuFunctions cpu;
+  fastrnn_cpu_functions cpu;
   bool (*choose)(const fastrnn_torch_call &);
   int threads;
 };

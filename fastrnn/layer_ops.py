@@ -1,0 +1,87 @@
+"""A layer's two passes in training, on CPUs in one native op each.
+
+The ops check, allocate and run as :mod:`fastrnn.ops` and :mod:`fastrnn.kernels.cpu` do, at a tenth
+of the fixed cost of those. Both functions return None for a call that the op does not support, or
+whose arguments do not fit together; :mod:`fastrnn.ops` then runs it or says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastrnn import backends, inference
+from fastrnn.kernels import stack
+from fastrnn.kernels.contract import CELLS, Cell
+
+_GRU = CELLS["gru"].code
+
+
+def forward(
+    cell: Cell,
+    backend: str,
+    x: Tensor,
+    tensors: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    batch_first: bool,
+) -> list[Tensor] | None:
+    """What a cell's op returns when it saves: y, the final states and the saved tensors.
+
+    Args:
+        cell: of the layer.
+        backend: the op's.
+        x, batch_sizes, reverse, batch_first: the op's.
+        tensors: states, weights and biases.
+    """
+    if not _runs(backend, x):
+        return None
+    given = [t for t in tensors if t is not None]
+    before = [x] if batch_sizes is None else [x, batch_sizes]
+    options = stack.layer_options(
+        cell.code == _GRU, tensors[-1] is not None, reverse, batch_first, batch_sizes is not None
+    )
+    results: list[Tensor] = torch.ops.fastrnn.layer.default(before + given, options)
+    return results or None
+
+
+def backward(
+    cell: Cell,
+    backend: str,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    reverse: bool,
+    batch_first: bool,
+    need_dx: bool,
+) -> list[Tensor] | None:
+    """What a cell's op of gradients returns, but with dx at the end, and only if it is needed.
+
+    Args:
+        cell: of the layer.
+        backend: the op's.
+        x, batch_sizes, reverse, batch_first, need_dx: the op's.
+        tensors: states, w_ih, w_hh, y and the saved tensors.
+        gradients: of y and the final states.
+    """
+    if not _runs(backend, x):
+        return None
+    given = [t for t in gradients if t is not None]
+    before = [x] if batch_sizes is None else [x, batch_sizes]
+    options = stack.layer_options(
+        cell.code == _GRU, False, reverse, batch_first, batch_sizes is not None, need_dx,
+        tuple([t is not None for t in gradients]),
+    )  # fmt: skip
+    op = torch.ops.fastrnn.layer_backward.default
+    results: list[Tensor] = op([*before, *tensors, *given], options)
+    return results or None
+
+
+def _runs(backend: str, x: Tensor) -> bool:
+    """Whether the op's backend is the native one for CPUs; an empty name is left to the op."""
+    record = backends.BACKENDS.get(backend)
+    known = record is not None and record.stacks and x is not None
+    return known and x.is_cpu and inference.is_ready()
