@@ -63,8 +63,9 @@ std::vector<C> sample_inputs() {
       inputs.insert(inputs.end(), {value, -value});
   inputs.push_back(Limits::quiet_NaN());
   // An even walk over all bit patterns: a hundred or more values per power of two.
-  constexpr Bits kStep = sizeof(C) == 4 ? Bits(8191) : Bits(uint64_t(8191) << 32 | 8191);
-  for (Bits bits = 0; bits <= Bits(~Bits(0)) - kStep; bits += kStep) {
+  const Bits step =
+      (sizeof(C) == 4 ? Bits(8191) : Bits(uint64_t(8191) << 32 | 8191)) * Bits(thinning);
+  for (Bits bits = 0; bits <= Bits(~Bits(0)) - step; bits += step) {
     C value;
     std::memcpy(&value, &bits, sizeof value);
     inputs.push_back(value);
@@ -72,7 +73,7 @@ std::vector<C> sample_inputs() {
   std::mt19937 random(5);
   for (const double width : {1.0, 20.0, sizeof(C) == 4 ? 110.0 : 750.0}) {
     std::uniform_real_distribution<C> uniform(C(-width), C(width));
-    for (int i = 0; i < 100000; ++i) inputs.push_back(uniform(random));
+    for (int i = 0; i < 100000 / thinning; ++i) inputs.push_back(uniform(random));
   }
   inputs.resize((inputs.size() + 15) / 16 * 16);
   return inputs;

@@ -192,6 +192,12 @@ class Emulated {
 
   // --- numbers
 
+#if defined(__aarch64__)
+  using Half = __fp16;  // GCC 12 has no other name for it there
+#else
+  using Half = _Float16;
+#endif
+
   template <class To, class From>
   static To bits(const From &from) {
     static_assert(sizeof(To) == sizeof(From));
@@ -202,13 +208,13 @@ class Emulated {
   static float as_float(uint32_t word) { return bits<float>(word); }
   static float widen(float v) { return v; }
   static float widen(bfloat16 v) { return as_float(uint32_t(v.bits) << 16); }
-  static float widen(float16 v) { return float(bits<_Float16>(v)); }
+  static float widen(float16 v) { return float(bits<Half>(v)); }
   template <class S>
   static S narrow(float v) {
     if constexpr (sizeof(S) == 4) {
       return v;
     } else if constexpr (std::is_same_v<S, float16>) {
-      return bits<float16>(_Float16(v));
+      return bits<float16>(Half(v));
     } else {  // to nearest, ties to even; a NaN remains a NaN
       const uint32_t word = bits<uint32_t>(v);
       if (v != v) return {uint16_t(word >> 16 | 0x40)};
