@@ -138,7 +138,8 @@ int main() {
   std::set<std::string> failed;
   check_interface(&failed);
   {
-    const std::vector<KnownCall> known = check_stacks(&failed);
+    std::vector<KnownCall> known = check_stacks(&failed);
+    for (KnownCall &call : check_layers(&failed)) known.push_back(std::move(call));
     check_choices(known);
     check_at_once(known);
   }

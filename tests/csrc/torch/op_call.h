@@ -62,3 +62,4 @@ struct KnownCall {
 // Print and count their failures; they return the calls that they have checked and that any thread
 // may repeat at the same time as others.
 std::vector<KnownCall> check_stacks(std::set<std::string> *failed);
+std::vector<KnownCall> check_layers(std::set<std::string> *failed);
