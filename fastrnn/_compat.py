@@ -93,13 +93,20 @@ def is_batched_gradient(tensor: Tensor) -> bool:
 is_tracing: Callable[[], bool] = torch._C._is_tracing
 
 
-def autocast_is_active() -> bool:
-    """Whether torch.autocast is active for some device.
+def is_undisturbed() -> bool:
+    """Whether no trace, transform, forward-mode level, torch_dispatch mode or autocast is active.
 
-    The public test takes one device's name, which costs a call microseconds to find out. If
-    _is_any_autocast_enabled goes: return True, and callers ask for their device.
+    One question, for calls of a few microseconds begin with it. The public test for autocast takes
+    one device's name; if _is_any_autocast_enabled goes: ask torch.is_autocast_enabled for CPU and
+    CUDA. For the other names see the functions above.
     """
-    return torch._C._is_any_autocast_enabled()
+    return not (
+        torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_any_autocast_enabled()
+    )
 
 
 def _overload(operator: str) -> Any:

@@ -40,14 +40,10 @@ def is_direct() -> bool:
 
 def is_ordinary() -> bool:
     """Whether a call is direct, is not under autocast, and no backend is forced."""
-    # Each question is asked here, for functions that ask several would cost half as much again.
-    return not (
-        torch.compiler.is_compiling()
-        or is_tracing()
-        or _compat.transforms_active()
-        or _compat.has_dispatch_mode()
-        or _compat.autocast_is_active()
-        or backends.forced_backend() is not None
+    return (
+        not torch.compiler.is_compiling()
+        and _compat.is_undisturbed()
+        and backends.forced_backend() is None
     )
 
 

@@ -108,6 +108,8 @@ def _run(
         if len(_known) >= _MOST_CALLS:
             _known.clear()
         known = _known[key] = _judged(lstm, input, batch_sizes, states, batch_first, key[-1])
+    if ordinary and known is _TORCHS:
+        return own(*args)
     special = False
     if not ordinary:
         special = transforms_active() or backends.forced_backend() is not None
@@ -154,10 +156,11 @@ def _judged(
         and input.dim() == (3 if batch_sizes is None else 2)
         and states[0].dim() == 3
         and (batch_sizes is not None or input.shape[0 if batch_first else 1] == states[0].shape[1])
-        and states[0].shape == states[-1].shape  # else the layer is projected
     )
     if not fits:
         return _UNUSUAL
+    if states[0].shape != states[-1].shape:  # the layer is projected
+        return _TORCHS
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
     cell = "lstm" if lstm else "gru"
     call = choice.call_of(
@@ -202,7 +205,7 @@ def _function(cell: str) -> Callable[..., Any]:
     own = {operator: composite(operator) for operator in kinds.values()}
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if choice.in_graph() or kwargs or len(args) != 9 or not choice.are_plain(args[:1]):
+        if torch.compiler.is_compiling() or kwargs or len(args) != 9:
             return original(*args, **kwargs)
         operator = kinds[isinstance(args[1], Tensor) and not isinstance(args[3], bool)]
         return _run(operator, own[operator], original, args)

@@ -165,14 +165,6 @@ def test_modes_and_transforms_are_noticed_in_one_question() -> None:
         assert _compat.calls_are_intercepted()
 
 
-def test_autocast_is_noticed_on_any_device() -> None:
-    assert not _compat.autocast_is_active()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert _compat.autocast_is_active()
-        with torch.autocast("cpu", enabled=False):
-            assert not _compat.autocast_is_active()
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated
 def test_tracing_is_noticed() -> None:
     seen = []
@@ -259,3 +251,27 @@ def test_a_function_can_be_kept_from_the_compiler() -> None:
         pass
 
     assert _compat.not_compiled(function) is function
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # deprecated
+def test_what_disturbs_a_call_is_noticed() -> None:
+    seen = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        seen.append(_compat.is_undisturbed())
+        return x
+
+    x = torch.ones(2)
+    assert _compat.is_undisturbed()
+    with torch.autocast("cpu", torch.bfloat16):
+        note(x)
+        with torch.autocast("cpu", enabled=False):
+            assert _compat.is_undisturbed()
+    with forward_ad.dual_level():
+        note(x)
+    with FlopCounterMode(display=False):
+        note(x)
+    torch.func.vmap(note)(x)
+    torch.jit.trace(note, x, check_trace=False)
+    assert seen == [False] * 5
+    assert _compat.is_undisturbed()
