@@ -143,6 +143,15 @@ def traceable(operator: str) -> Callable[..., Any]:
     return run
 
 
+def forget_dispatch(operator: str) -> None:
+    """Makes Python's dispatcher look up an aten operator's kernels anew.
+
+    torch.compile and torch.export use that dispatcher, which remembers what it found for a key. If
+    _dispatch_cache goes: rely on torch's own invalidation.
+    """
+    _overload(operator)._dispatch_cache.clear()
+
+
 def has_kernel(operator: str, key: str) -> bool:
     """Whether an aten operator has a kernel of its own for a dispatch key.
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from fastrnn import backends, choice, functional, inference, measured
 from fastrnn._compat import (
     composite,
+    forget_dispatch,
     has_dispatch_mode,
     has_kernel,
     layer_function,
@@ -321,6 +322,7 @@ def _register() -> torch.library.Library:
         kernel = _kernel(operator)
         for key in KEYS:
             library.impl(operator, kernel, key)
+        forget_dispatch(operator)
     return library
 
 
@@ -337,4 +339,6 @@ def _remove() -> None:
             return
     assert _library is not None
     remove_kernels(_library)
+    for operator in OPERATORS:
+        forget_dispatch(operator)
     _library = None

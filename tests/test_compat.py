@@ -275,3 +275,10 @@ def test_what_disturbs_a_call_is_noticed() -> None:
     torch.jit.trace(note, x, check_trace=False)
     assert seen == [False] * 5
     assert _compat.is_undisturbed()
+
+
+def test_kernels_are_looked_up_anew() -> None:
+    operator = torch.ops.aten.gru.input
+    operator._dispatch_cache["nonsense"] = "nothing"
+    _compat.forget_dispatch("gru.input")
+    assert not operator._dispatch_cache

@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -472,3 +473,20 @@ def test_a_changed_choice_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) ->
         found = results(module, x)
     patching.forget_choices()
     assert all(map(torch.equal, found, results(module, x)))
+
+
+def test_what_compiles_under_the_patch_compiles_after_it() -> None:
+    layer, x = fastrnn.GRU(3, 4), torch.randn(1, 2, 3)  # one step, which graphs leave to torch
+
+    def compiled() -> torch.Tensor:
+        torch.compiler.reset()
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.compile(layer, backend="aot_eager", fullgraph=True)(x)[0]
+
+    with fastrnn.patch_torch():
+        under = compiled()
+    with warnings.catch_warnings():  # of a kernel that is missing
+        warnings.simplefilter("error")
+        after = compiled()
+        after.sum().backward()
+    torch.testing.assert_close(after, under)
