@@ -50,11 +50,11 @@ class StackCall(NamedTuple):
     hidden_size: int
 
 
+_CPU_FUNCTIONS = ("forward", "backward", "prepacked_bytes", "forward_prepacked")
+
+
 class _CpuFunctions(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in ("forward", "backward", "prepacked_bytes", "forward_prepacked")
-    ]
+    _fields_ = [(name, ctypes.c_void_p) for name in _CPU_FUNCTIONS]
 
 
 class _StackCall(ctypes.Structure):
@@ -134,9 +134,7 @@ def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | Non
             return 0
 
     functions = (ctypes.c_void_p * len(names))(*[_address(getattr(torch, name)) for name in names])
-    cpu_functions = _CpuFunctions(
-        *[_address(cpu.function(name)) for name, _ in _CpuFunctions._fields_]
-    )
+    cpu_functions = _CpuFunctions(*[_address(cpu.function(name)) for name in _CPU_FUNCTIONS])
     if (
         library.fastrnn_torch_bind(functions, ctypes.byref(cpu_functions), answer)
         or library.fastrnn_torch_register()

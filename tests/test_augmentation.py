@@ -1,6 +1,7 @@
 """Training images that are shifted and slanted at random."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -104,5 +105,6 @@ class TestTasks:
         task, digits = tasks.get(name), data.image_format("digits", grey=False)
         task.model(dataclasses.replace(config, shift=3, slant=3), digits)
         for setting in ("shift", "slant"):
+            changed: Any = {setting: 4}
             with pytest.raises(ValueError, match=f"{setting} is 4; expected 0 to 3 for images"):
-                task.model(dataclasses.replace(config, **{setting: 4}), digits)
+                task.model(dataclasses.replace(config, **changed), digits)

@@ -34,8 +34,10 @@ def call(**changes: object) -> backends.Call:
 def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(library, "FOLDER", tmp_path)
     cpu._load.cache_clear()
+    measured.forget()
     yield
     cpu._load.cache_clear()
+    measured.forget()
 
 
 # ---- the automatic choice
