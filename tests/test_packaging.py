@@ -33,12 +33,17 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(unpacked: Path) -> Path:
-    """The wheel built from the source distribution; object files stay in the build folder by it."""
+    """The wheel built from the source distribution; object files stay in the build folder by it.
+
+    If FASTRNN_WHEEL_FOLDER names a folder, the wheel is also left there, for others to install.
+    """
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(unpacked)]
     environment = {**os.environ, "FASTRNN_REQUIRE_NATIVE": "1"}
     command = [sys.executable, "-m", "pip", "wheel", *options, str(unpacked)]
     subprocess.run(command, check=True, env=environment)
     (path,) = unpacked.glob("*.whl")
+    if folder := os.environ.get("FASTRNN_WHEEL_FOLDER"):
+        shutil.copy(path, folder)
     return path
 
 
