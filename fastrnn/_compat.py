@@ -96,7 +96,7 @@ is_tracing: Callable[[], bool] = torch._C._is_tracing
 def is_undisturbed() -> bool:
     """Whether no trace, transform, forward-mode level, torch_dispatch mode or autocast is active.
 
-    One question, for calls of a few microseconds begin with it. The public test for autocast takes
+    It is one question because even the shortest calls ask it. The public test for autocast takes
     one device's name; if _is_any_autocast_enabled goes: ask torch.is_autocast_enabled for CPU and
     CUDA. For the other names see the functions above.
     """

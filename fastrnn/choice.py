@@ -48,7 +48,7 @@ def is_ordinary() -> bool:
 
 
 def single_step_needs_choice(input: Tensor, ordinary: bool) -> bool:
-    """Whether a single step needs more than torch's path.
+    """Whether a single step that no native op runs needs more than torch's path.
 
     There are no weights to keep on chip in a single step, and on a CPU the choice would cost more
     than it could save.

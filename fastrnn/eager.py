@@ -31,10 +31,12 @@ def operation(cell: str) -> Callable[..., tuple[Tensor, ...]]:
     def kernels(
         saved: Sequence[Tensor | None], grads: Sequence[Tensor | None]
     ) -> tuple[Runner, Runner] | None:
-        given = [t for t in grads if t is not None]
+        plain = choice.are_plain_or_none((*saved, *grads))
+        if not plain or not choice.is_direct():
+            return None
         # A vmap may run a backward pass, and only the dispatcher sees its tensors.
-        plain = choice.are_plain_or_none((*saved, *given)) and not any(map(is_batched, given))
-        return (forward_kernel, backward_kernel) if plain and choice.is_direct() else None
+        batched = any(grad is not None and is_batched(grad) for grad in grads)
+        return None if batched else (forward_kernel, backward_kernel)
 
     setup_context = setup_context_of(CELLS[cell])
 

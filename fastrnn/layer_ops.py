@@ -1,8 +1,9 @@
 """A layer's two passes in training, on CPUs in one native op each.
 
-The ops check, allocate and run as :mod:`fastrnn.ops` and :mod:`fastrnn.kernels.cpu` do, at a tenth
-of the fixed cost of those. Both functions return None for a call that the op does not support, or
-whose arguments do not fit together; :mod:`fastrnn.ops` then runs it or says what is wrong.
+The ops check, allocate and run as :mod:`fastrnn.ops` and :mod:`fastrnn.kernels.cpu` do, without
+the cost of Python for each tensor. Both functions return None for a call that the op does not
+support, or whose arguments do not fit together; :mod:`fastrnn.ops` then runs it or says what is
+wrong.
 """
 
 from __future__ import annotations

@@ -109,8 +109,6 @@ def _run(
         if len(_known) >= _MOST_CALLS:
             _known.clear()
         known = _known[key] = _judged(lstm, input, batch_sizes, states, batch_first, key[-1])
-    if ordinary and known is _TORCHS:
-        return own(*args)
     special = False
     if not ordinary:
         special = transforms_active() or backends.forced_backend() is not None

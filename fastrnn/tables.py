@@ -264,8 +264,8 @@ def _read(path: Path, key: Key) -> tuple[Results, dict[str, str]]:
 
 
 _UNREADABLE = (
-    *(OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError),
-)
+    OSError, ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError,
+)  # fmt: skip
 _TYPES = [str, str, int, int, int, int, bool, bool, bool, int]  # of a CallClass's fields
 
 

@@ -194,6 +194,7 @@ class Stack {
     return size_.rows * options_.directions() * size_.hidden * size_.element_bytes();
   }
   int64_t weights_per_set() const { return options_.biases ? 4 : 2; }
+
   StackArguments &a_;
   const StackOptions options_;
   const StackContext &context_;

@@ -92,46 +92,21 @@ int32_t aoti_torch_dtype_int64() { return INT64; }
 int32_t aoti_torch_dtype_uint8() { return UINT8; }
 int32_t aoti_torch_layout_strided() { return STRIDED; }
 
-int32_t aoti_torch_is_defined(TensorHandle tensor, bool *result) {
-  FAIL_ON_DEMAND;
-  *result = tensor->defined;
-  return 0;
-}
-int32_t aoti_torch_get_dim(TensorHandle tensor, int64_t *result) {
-  FAIL_ON_DEMAND;
-  *result = int64_t(tensor->sizes.size());
-  return 0;
-}
-int32_t aoti_torch_get_sizes(TensorHandle tensor, int64_t **result) {
-  FAIL_ON_DEMAND;
-  *result = tensor->sizes.data();
-  return 0;
-}
-int32_t aoti_torch_get_strides(TensorHandle tensor, int64_t **result) {
-  FAIL_ON_DEMAND;
-  *result = tensor->strides.data();
-  return 0;
-}
-int32_t aoti_torch_get_dtype(TensorHandle tensor, int32_t *result) {
-  FAIL_ON_DEMAND;
-  *result = tensor->dtype;
-  return 0;
-}
-int32_t aoti_torch_get_device_type(TensorHandle tensor, int32_t *result) {
-  FAIL_ON_DEMAND;
-  *result = tensor->device;
-  return 0;
-}
-int32_t aoti_torch_get_layout(TensorHandle tensor, int32_t *result) {
-  FAIL_ON_DEMAND;
-  *result = tensor->layout;
-  return 0;
-}
-int32_t aoti_torch_get_data_ptr(TensorHandle tensor, void **result) {
-  FAIL_ON_DEMAND;
-  *result = tensor->data;
-  return 0;
-}
+#define FAKE_GET(name, type, value)                 \
+  int32_t name(TensorHandle tensor, type *result) { \
+    FAIL_ON_DEMAND;                                 \
+    *result = value;                                \
+    return 0;                                       \
+  }
+FAKE_GET(aoti_torch_is_defined, bool, tensor->defined)
+FAKE_GET(aoti_torch_get_dim, int64_t, int64_t(tensor->sizes.size()))
+FAKE_GET(aoti_torch_get_sizes, int64_t *, tensor->sizes.data())
+FAKE_GET(aoti_torch_get_strides, int64_t *, tensor->strides.data())
+FAKE_GET(aoti_torch_get_dtype, int32_t, tensor->dtype)
+FAKE_GET(aoti_torch_get_device_type, int32_t, tensor->device)
+FAKE_GET(aoti_torch_get_layout, int32_t, tensor->layout)
+FAKE_GET(aoti_torch_get_data_ptr, void *, tensor->data)
+#undef FAKE_GET
 
 int32_t aoti_torch_empty_strided(int64_t dim, const int64_t *sizes, const int64_t *strides,
                                  int32_t dtype, int32_t device, int32_t, TensorHandle *result) {
