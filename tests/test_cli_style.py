@@ -120,7 +120,7 @@ class TestOptions:
         options = {each for param in GROUP.commands[name].params for each in param.opts}
         assert ("--json" in options) == (name != "run")
         assert ({"-q", "--quiet"} <= options) == (name not in RESULTS_ALONE)
-        assert ({"-v", "--verbose"} <= options) == (name not in {*RESULTS_ALONE, "tune"})
+        assert ({"-v", "--verbose"} <= options) == (name not in RESULTS_ALONE)
 
 
 class TestOutput:

@@ -88,6 +88,37 @@ def test_what_is_rejected_is_said(machine: Machine, fastrnn: Command) -> None:
     assert second.startswith("fastrnn: backend 'cuda' failed")
 
 
+def test_verbose_prints_the_times_of_each_call_before_the_next_is_measured(
+    machine: Machine,
+    fastrnn: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure, printed = measuring.measure, []
+
+    def watched(*args: Any) -> Any:
+        printed.append(capsys.readouterr().err)
+        return measure(*args)
+
+    monkeypatch.setattr(measuring, "measure", watched)
+    machine.raises["cuda"] = RuntimeError("no launch")
+    status, out, err = fastrnn("tune", "17x40x1x64", "--cell", "lstm", "--verbose")
+    warning = "fastrnn: backend 'cuda' failed and is not used for such calls; "
+    before, first = printed
+    assert (status, before) == (0, "")
+    assert first.startswith(warning)
+    assert first.splitlines()[1:] == [
+        "LSTM 17x40x1x64 inference: triton 2 ms, torch 5 ms; chosen: triton",
+        "  cuda failed with RuntimeError: no launch",
+    ]
+    assert err.splitlines()[0] == (
+        "LSTM 17x40x1x64 training: triton 2 ms, torch 5 ms; chosen: triton"
+    )
+    assert "  failed  " in out
+    monkeypatch.setattr(measuring, "measure", measure)
+    assert fastrnn("tune", "17x40x1x64", "--cell", "lstm")[2] == ""
+
+
 def test_as_json(machine: Machine, fastrnn: Command) -> None:
     status, out, _ = fastrnn("tune", "2x3x4x5", "--cell", "GRU", "--mode", "training", "--json")
     found = json.loads(out)

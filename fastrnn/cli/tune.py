@@ -90,6 +90,7 @@ def tune(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure which backend is the fastest, for the choice to use.
 
@@ -99,12 +100,12 @@ def tune(
     from fastrnn import measuring
     from fastrnn.training import report
 
+    output, bar = options.outputs(verbose, quiet, as_json=as_json)
     where = checked_device(device)
     calls = _calls(sizes, cell, mode, dtype, packed, where)
     table = measured.use(where)
     if table.key is None:
         raise ConfigError(f"--device is {device!r}, which cannot be measured")
-    output, bar = report.Output(level=-quiet), report.Output(stderr=True, level=-quiet)
     if not as_json:
         output.note(report.joined([f"measuring on {table.key.device}", *_context(where)]))
     found: list[tuple[backends.Call, tables.Result | None]] = []
@@ -116,6 +117,7 @@ def tune(
                 found.append((call, measuring.measure(call, table)))
             for warning in caught:
                 bar.warn(str(warning.message).removeprefix("fastrnn: "))
+            bar.detail(_details(*found[-1]))
             show(len(found))
     seconds = time.monotonic() - started
     results = {tables.class_of(call): result for call, result in found if result is not None}
@@ -185,6 +187,20 @@ def _context(device: torch.device) -> list[str]:
 def _words(call: backends.Call) -> tuple[str, str]:
     size = Size(call.batch, call.steps, call.input_size, call.hidden_size)
     return f"{call.cell} {size}", "training" if call.training else "inference"
+
+
+def _details(call: backends.Call, result: tables.Result | None) -> str:
+    """What -v prints when a call was measured: the median times, fastest first, and failures."""
+    from fastrnn.training import report
+
+    start = " ".join(_words(call)) + ":"
+    if result is None:
+        return f"{start} not measured; torch.nn's code runs it"
+    times = sorted(result.microseconds.items(), key=lambda item: item[1])
+    medians = [f"{name} {tables.readable(time)}" for name, time in times]
+    medians[-1] += f"; chosen: {result.backend}"
+    failures = [f"  {name} {why}" for name, why in result.rejected.items()]
+    return "\n".join([report.joined(medians, start, "  "), *failures])
 
 
 def _table(found: Sequence[tuple[backends.Call, tables.Result | None]]) -> str:
