@@ -186,6 +186,17 @@ class TestOutput:
         assert out.startswith("train loss")
         assert narrow(*arguments, "-q")[1:] == (out, "")
 
+    def test_completion_shows_the_progress_of_its_pictures(
+        self, narrow, printed, folder, monkeypatch, tmp_path
+    ):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(report, "LINE_SECONDS", 0)
+        arguments = ["complete", "runs/pixel-prediction", "--images", "3", "--samples", "2"]
+        _, _, err = narrow(*arguments, "--out", tmp_path / "shown")
+        numbers = re.findall(r"^drawing  (\d+) of 13 pictures", err, re.MULTILINE)
+        assert numbers == [str(number) for number in range(1, 13)]
+        assert narrow(*arguments, "--out", tmp_path / "quiet", "-q")[2] == ""
+
     def test_json_of_a_training_is_its_summary(self, narrow, printed, folder, tmp_path):
         new = narrow("train", "inpainting", *TINY, "--out", "mine", "--json")
         finished = narrow("train", "inpainting", "--resume", "mine", "--json")

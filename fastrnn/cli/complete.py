@@ -84,4 +84,6 @@ def complete(
             )
     output.detail(options.on_what(found, images, done.seconds))
     if folder:
-        completion_files.draw(target, done, lengths, (data.height, data.width), output.warn)
+        count, shape = completion_files.pictures(lengths), (data.height, data.width)
+        with bar.progress("drawing", count, unit="pictures") as show:
+            completion_files.draw(target, done, lengths, shape, output.warn, show)

@@ -86,6 +86,7 @@ def draw(
     lengths: Sequence[int],
     shape: tuple[int, int],
     warn: Callable[[str], None],
+    show: Callable[[int], None],
 ) -> None:
     """Adds the figures.
 
@@ -100,12 +101,13 @@ def draw(
         done, lengths: as :func:`write`.
         shape: height and width of an image.
         warn: told of each picture that cannot be made.
+        show: called with the number of pictures after each, of :func:`pictures`.
     """
     known = done.images.shape[1] - done.window
     true = done.true_nats(lengths)
     sampled = done.sample_nats(lengths)
     truth, samples = done.images.view(-1, *shape), _completed(done)
-    for name, (title, chosen, k) in sets(done, lengths).items():
+    for number, (name, (title, chosen, k)) in enumerate(sets(done, lengths).items(), 1):
 
         def make(title: str = title, chosen: Tensor = chosen, k: int = k) -> Figure:
             shown = completion_figures.ranks(sampled[chosen, :, k])
@@ -122,6 +124,12 @@ def draw(
             )
 
         figures.draw(make, folder / name, warn)
+        show(number)
+
+
+def pictures(lengths: Sequence[int]) -> int:
+    """How many pictures :func:`draw` adds."""
+    return 1 + 3 * len(lengths)
 
 
 def _completed(done: Completions) -> Tensor:
