@@ -24,33 +24,30 @@ const Choice kChoices[] = {
     {FASTRNN_BFLOAT16, 2, 784, 1, 64, 1, 2},   {FASTRNN_BFLOAT16, 2, 784, 200, 128, 1, 2},
 };
 
-// Whether the recurrent weights of a GRU with 64-byte vectors are packed.
-struct Packing {
-  int dtype;
+// Whether a forward call reads its weights in place.
+struct InPlace {
   int64_t steps, hidden;
-  bool packs;
+  bool in_place;
 };
 
-const Packing kPackings[] = {
-    {FASTRNN_FLOAT32, 1, 32, false},   {FASTRNN_FLOAT32, 2, 32, true},
-    {FASTRNN_FLOAT32, 2, 512, true},   {FASTRNN_FLOAT32, 1, 1024, false},
-    {FASTRNN_FLOAT32, 3, 1024, false}, {FASTRNN_FLOAT32, 4, 1024, true},
-    {FASTRNN_FLOAT64, 2, 512, false},  {FASTRNN_BFLOAT16, 2, 512, true},
+const InPlace kInPlace[] = {
+    {1, 63, false}, {1, 64, true},   {2, 64, false}, {2, 128, true},  {4, 255, false},
+    {4, 256, true}, {5, 512, false}, {5, 640, true}, {8, 1024, true}, {9, 1024, false},
 };
 
 }  // namespace
 
 void check_grid() {
-  for (const Packing &c : kPackings) {
-    const fastrnn_problem problem = {FASTRNN_GRU, c.dtype,  0,        1,      c.steps,
-                                     1,           c.hidden, c.hidden, nullptr};
-    const bool packs = fastrnn::packs_recurrent(problem, c.dtype == FASTRNN_FLOAT64 ? 8 : 16);
-    if (packs != c.packs) fail("packing", "recurrent weights", packs, c.packs);
+  for (const InPlace &c : kInPlace) {
+    const fastrnn_problem problem = {FASTRNN_GRU, FASTRNN_FLOAT32, 0,        1,      c.steps,
+                                     1,           c.hidden,        c.hidden, nullptr};
+    const bool in_place = fastrnn::reads_in_place(problem);
+    if (in_place != c.in_place) fail("weights", "in place", in_place, c.in_place);
   }
-  // To transpose weights is worth a second thread; to read prepacked ones in a single step is not.
-  const fastrnn_problem single = {FASTRNN_LSTM, FASTRNN_FLOAT32, 0, 2, 1, 1, 96, 96, nullptr};
+  // To transpose weights is worth a second thread; to read prepacked ones in two steps is not.
+  const fastrnn_problem brief = {FASTRNN_LSTM, FASTRNN_FLOAT32, 0, 2, 2, 1, 96, 96, nullptr};
   for (const bool prepacked : {false, true}) {
-    const int threads = fastrnn::choose_grid(single, 16, 2, prepacked).threads();
+    const int threads = fastrnn::choose_grid(brief, 16, 2, prepacked).threads();
     if (threads != (prepacked ? 1 : 2)) fail("grid, prepacked", "threads", threads, 2 - prepacked);
   }
   for (const Choice &c : kChoices) {

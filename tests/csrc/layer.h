@@ -180,10 +180,15 @@ class Prepacked {
   std::unique_ptr<char, Free> data_;
 };
 
+inline void compare_outputs(const Results &got, const Results &expected, double limit,
+                            const std::string &where) {
+  for (int i = 0; i < OUTPUTS; ++i)
+    compare(got.outputs[i], expected.outputs[i], limit, where, kOutputs[i]);
+}
+
 inline void compare_all(const Results &got, const Results &expected, double forward,
                         double gradients, const std::string &where) {
-  for (int i = 0; i < OUTPUTS; ++i)
-    compare(got.outputs[i], expected.outputs[i], forward, where, kOutputs[i]);
+  compare_outputs(got, expected, forward, where);
   for (int i = 0; i < INPUTS; ++i)
     compare(got.gradients[i], expected.gradients[i], gradients, where, kInputs[i]);
 }

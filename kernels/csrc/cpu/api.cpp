@@ -1,9 +1,6 @@
 // The C interface of libfastrnn_cpu: checks a call, divides it among threads and runs the kernels
 // of the best instruction-set level.
 #include <sched.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "grid.h"
 #include "levels.h"
@@ -18,19 +15,6 @@ void pause() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
-#endif
-}
-
-// Requests 2 MiB pages for a large array: the first write to each page is a page fault, and with 4
-// KiB pages those are slow.
-void prefer_large_pages(void *data, size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const uintptr_t page = 2 << 20;
-  const uintptr_t begin = (uintptr_t(data) + page - 1) / page * page;
-  const uintptr_t end = (uintptr_t(data) + bytes) / page * page;
-  if (data && end > begin) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
 #endif
 }
 
@@ -94,7 +78,7 @@ int run(const fastrnn_problem &p, Job job, const Level &level = current_level())
   job.problem = &p;
   job.walk = walk_of(p, offsets.as<int64_t>());
   const int lanes = level.vector_bytes / (p.dtype == FASTRNN_FLOAT64 ? 8 : 4);
-  job.packs_recurrent = packs_recurrent(p, lanes);
+  job.in_place = reads_in_place(p);
   for (int threads = p.threads, team;; threads = team) {
     job.grid = choose_grid(p, lanes, threads, job.prepacked != nullptr);
     if (const int error = run_on_grid(job, level, &team)) return error;

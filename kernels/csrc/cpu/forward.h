@@ -6,6 +6,7 @@
 // larger product.
 #pragma once
 
+#include "in_place.h"
 #include "panels.h"
 #include "share.h"
 
@@ -23,7 +24,7 @@ class Forward : Share<S> {
       Base::panels_, Base::panel_begin_, Base::panel_end_, Base::rows, Base::thread_, Base::lanes,
       Base::walk_;
   using CellPanel = Panel<Cell, S>;
-  static constexpr int G = Cell::kGates, kTile = tile_rows(G);
+  static constexpr int G = Cell::kGates, kTile = tile_rows(G), kInPlaceTile = tile_rows(4);
 
  public:
   static size_t scratch(const Job &job) { return Forward(job, 0, nullptr).used_; }
@@ -32,12 +33,11 @@ class Forward : Share<S> {
  private:
   Forward(const Job &job, int thread, char *block)
       : Base(job, thread), arrays_(*job.forward), prepacked_(job.prepacked),
-        packs_recurrent_(prepacked_ || job.packs_recurrent),
-        narrow_(packs_recurrent_ && I <= kNarrowInput), streams_(large_results()) {
+        in_place_(job.in_place && !prepacked_), narrow_(I <= kNarrowInput),
+        streams_(large_results()) {
     Arena arena(block);
     const PackedWeights<Cell, S> ready(job.prepacked, H, I);
-    const bool keeps = packs_recurrent_ && !prepacked_;
-    w_hh_ = prepacked_ ? ready.w_hh : arena.take<C>(keeps ? panels_ * H * G * lanes : 0);
+    w_hh_ = prepacked_ ? ready.w_hh : arena.take<C>(in_place_ ? 0 : panels_ * H * G * lanes);
     bias_ = prepacked_ ? ready.bias : arena.take<C>(panels_ * 4 * lanes);
     for (C *&h : h_) h = arena.take<C>(walk_.batch * panels_ * lanes);
     c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * panels_ * lanes : 0);
@@ -47,11 +47,10 @@ class Forward : Share<S> {
     const int64_t steps = narrow_ ? 1 : kProjectionBytes / row_bytes / sequences;
     steps_ahead_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows_ahead = steps_ahead_ * sequences;
-    packs_input_ = prepacked_ || narrow_ || steps_ahead_ < walk_.steps;
+    packs_input_ = prepacked_ || narrow_ || (!in_place_ && steps_ahead_ < walk_.steps);
     w_ih_ = prepacked_ ? ready.w_ih : arena.take<C>(packs_input_ ? panels_ * I * G * lanes : 0);
-    const int64_t widest = H > I ? H : I;
     for (int t = 0; t < job.grid.threads(); ++t) {
-      C *panel = arena.take<C>(packs_recurrent_ && packs_input_ ? 0 : widest * G * lanes);
+      C *panel = arena.take<C>(packs_input_ || in_place_ ? 0 : I * G * lanes);
       C *x = arena.take<C>(narrow_ && sizeof(S) == sizeof(C) ? 0 : rows_ahead * I);
       C *projection = arena.take<C>(narrow_ ? 0 : rows_ahead * row_bytes / int64_t(sizeof(C)));
       if (t == thread) panel_ = panel, x_ = x, projection_ = projection;
@@ -95,7 +94,7 @@ class Forward : Share<S> {
     for (int64_t p = thread_; p < panels_; p += job_.grid.threads()) {
       CellPanel::pack_biases(bias_ + p * 4 * lanes, b_ih, b_hh, H, p);
       if (job_.grid.row_groups == 1) continue;
-      if (packs_recurrent_) pack_panel(w_hh_, arrays_.w_hh, H, p);
+      if (!in_place_) pack_panel(w_hh_, arrays_.w_hh, H, p);
       if (packs_input_) pack_panel(w_ih_, arrays_.w_ih, I, p);
     }
   }
@@ -107,21 +106,26 @@ class Forward : Share<S> {
     return panel;
   }
 
-  // Panel p of a matrix [G*H, K]. If the matrix is not kept packed, the panel lasts until the next
-  // one is asked for.
-  const C *panel(bool packs, C *packed, const void *w, int64_t K, int64_t p, bool first) const {
-    if (!packs) {
-      CellPanel::pack_weights(panel_, static_cast<const S *>(w), H, K, p);
-      return panel_;
-    }
-    if (first && job_.grid.row_groups == 1 && !prepacked_) return pack_panel(packed, w, K, p);
+  // Panel p of a packed matrix [G*H, K].
+  const C *panel(C *packed, const void *w, int64_t K, int64_t p, int64_t s) const {
+    if (s == 0 && job_.grid.row_groups == 1 && !prepacked_) return pack_panel(packed, w, K, p);
     return packed + p * K * G * lanes;
   }
   const C *recurrent_panel(int64_t p, int64_t s) const {
-    return panel(packs_recurrent_, w_hh_, arrays_.w_hh, H, p, s == 0);
+    return panel(w_hh_, arrays_.w_hh, H, p, s);
   }
+  // If the matrix is not kept packed, the panel lasts until the next one is asked for.
   const C *input_panel(int64_t p, int64_t s) const {
-    return panel(packs_input_, w_ih_, arrays_.w_ih, I, p, s == 0);
+    if (packs_input_) return panel(w_ih_, arrays_.w_ih, I, p, s);
+    CellPanel::pack_weights(panel_, static_cast<const S *>(arrays_.w_ih), H, I, p);
+    return panel_;
+  }
+
+  // Adds to acc the product of R rows of `in` and panel p of a matrix [G*H, K], as it lies.
+  template <int R>
+  FASTRNN_INLINE void add_in_place(Vec<C> (&acc)[R][G], Lhs<C> in, const void *w, int64_t K,
+                                   int64_t p) const {
+    multiply_in_place(acc, in, static_cast<const S *>(w) + p * lanes * K, H * K, units_in(p), K);
   }
 
   // Fills both copies of h: in a reversed packed batch, a sequence may start at any step.
@@ -166,12 +170,28 @@ class Forward : Share<S> {
     const int64_t ld = (panel_end_ - panel_begin_) * G * lanes;
     for (int64_t p = panel_begin_; p < panel_end_; ++p) {
       C *out = projection_ + (p - panel_begin_) * G * lanes;
+      if (in_place_) {
+        for_tiles<kInPlaceTile>(n, [&](auto height, int64_t r) {
+          project_in_place<decltype(height)::value>(p, r, out + r * ld, ld);
+        });
+        continue;
+      }
       for (int64_t r = 0; r < n; ++r)
         memcpy(out + r * ld, bias_ + p * 4 * lanes, sizeof(C) * G * lanes);
       Product<C, false>{out, ld, true, {x_, I}, {input_panel(p, s), G * lanes, lanes}, n, G, I}
           .run();
     }
     projected_ = projection_;
+  }
+
+  template <int R>
+  __attribute__((noinline)) void project_in_place(int64_t p, int64_t r, C *out, int64_t ld) const {
+    Vec<C> acc[R][G];
+    for (int i = 0; i < R; ++i)
+      for (int g = 0; g < G; ++g) acc[i][g] = load(bias_ + (p * 4 + g) * lanes);
+    add_in_place(acc, {x_ + r * I, I}, arrays_.w_ih, I, p);
+    for (int i = 0; i < R; ++i)
+      for (int g = 0; g < G; ++g) store(out + i * ld + g * lanes, acc[i][g]);
   }
 
   void step(int64_t s) {
@@ -184,13 +204,14 @@ class Forward : Share<S> {
         this->widen_rows(x_, I, input(t), I, n);
     }
     for (int64_t p = panel_begin_; p < panel_end_; ++p) {
-      const C *w_hh = recurrent_panel(p, s);
+      const C *w_hh = in_place_ ? nullptr : recurrent_panel(p, s);
       const C *w_ih = narrow_ ? input_panel(p, s) : nullptr;
-      for_tiles<kTile>(n, [&](auto height, int64_t r) {
+      const auto compute = [&](auto height, int64_t r) {
         constexpr int R = decltype(height)::value;
         narrow_ ? tile<R, true>(s, p, r, x + r * I, w_ih, w_hh)
                 : tile<R, false>(s, p, r, nullptr, nullptr, w_hh);
-      });
+      };
+      in_place_ ? for_tiles<kInPlaceTile>(n, compute) : for_tiles<kTile>(n, compute);
     }
     if (!narrow_) projected_ += n * (panel_end_ - panel_begin_) * G * lanes;
   }
@@ -213,9 +234,10 @@ class Forward : Share<S> {
     C input_n[R][lanes];
     const int64_t b = batch_begin_ + r;
     const C *h_old = h_[s & 1];
-    CellPanel::template recur<R>(acc, input_n, bias_ + p * 4 * lanes,
-                                 Lhs<C>{h_old + b * panels_ * lanes, panels_ * lanes},
-                                 Rhs<C>{w_hh, G * lanes, lanes}, H);
+    const Lhs<C> h_rows{h_old + b * panels_ * lanes, panels_ * lanes};
+    CellPanel::template part_input<R>(acc, input_n, bias_ + p * 4 * lanes);
+    w_hh ? multiply(acc, h_rows, Rhs<C>{w_hh, G * lanes, lanes}, H)
+         : add_in_place(acc, h_rows, arrays_.w_hh, H, p);
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The cache lines of the results are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
@@ -239,7 +261,10 @@ class Forward : Share<S> {
   }
 
   const fastrnn_forward_arrays arrays_;
-  const bool prepacked_, packs_recurrent_, narrow_, streams_;
+  const bool prepacked_;
+  const bool in_place_;  // whether weights are read as they lie, not packed
+  const bool narrow_;    // whether the step projects the input
+  const bool streams_;
   bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;

@@ -62,7 +62,7 @@ struct Job {
   const fastrnn_backward_arrays *backward;  // null in a forward call
   Walk walk;
   Grid grid;
-  bool packs_recurrent;       // forward: pack the recurrent weights once, not anew in each step
+  bool in_place;              // forward: read the weights as they lie instead of packing them
   char *prepacked;            // forward: weights and biases that are packed already, or null
   const int64_t *row_starts;  // [row_groups + 1]: the first sequence of each row group
   Barrier *barriers;          // [1 + row_groups]: of all threads, then of each row group

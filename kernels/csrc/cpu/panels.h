@@ -65,18 +65,17 @@ struct Panel {
     }
   }
 
-  // Adds the recurrent product of R rows to acc, which holds biases and input products. For a GRU,
-  // the input's part of n moves to input_n and acc[2] becomes the recurrent part.
+  // Readies acc, which holds biases and input products of R rows, for the recurrent product. For a
+  // GRU, the input's part of n moves to input_n and acc[2] becomes the recurrent bias.
   template <int R>
-  static FASTRNN_INLINE void recur(Vec<C> (&acc)[R][G], C (&input_n)[R][lanes], const C *bias,
-                                   Lhs<C> h, Rhs<C> w, int64_t H) {
+  static FASTRNN_INLINE void part_input(Vec<C> (&acc)[R][G], C (&input_n)[R][lanes],
+                                        const C *bias) {
     if constexpr (!Cell::kHasCell) {
       for (int i = 0; i < R; ++i) {
         store(input_n[i], acc[i][2]);
         acc[i][2] = load(bias + 3 * lanes);
       }
     }
-    multiply(acc, h, w, H);
   }
 
   // Returns the new h of one row, given its sums. c: the old cell state on entry, the new one on

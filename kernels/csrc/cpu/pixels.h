@@ -132,9 +132,9 @@ class Pixels {
       for (int g = 0; g < G; ++g) acc[i][g] = load(biases + g * lanes);
     const int64_t depth = inputs(l);
     multiply(acc, x, Rhs<C>{w_ih(l) + p * depth * G * lanes, G * lanes, lanes}, depth);
-    CellPanel::template recur<R>(acc, input_n, biases,
-                                 Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
-                                 Rhs<C>{w_hh(l) + p * H * G * lanes, G * lanes, lanes}, H);
+    CellPanel::template part_input<R>(acc, input_n, biases);
+    multiply(acc, Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
+             Rhs<C>{w_hh(l) + p * H * G * lanes, G * lanes, lanes}, H);
     for (int i = 0; i < R; ++i) {
       const int64_t state = ((b + i) * panels_ + p) * lanes;
       Vec<C> gate[4], cell{};

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -10,11 +13,25 @@
 
 namespace fastrnn {
 
+// Requests 2 MiB pages for a large array: the first write to each page is a page fault, and with 4
+// KiB pages those are slow.
+inline void prefer_large_pages(void *data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t page = 2 << 20;
+  const uintptr_t begin = (uintptr_t(data) + page - 1) / page * page;
+  const uintptr_t end = (uintptr_t(data) + bytes) / page * page;
+  if (data && end > begin) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 // A block of scratch memory, aligned to a cache line.
 class Block {
  public:
   explicit Block(size_t bytes) {
     if (posix_memalign(&data_, 64, bytes ? bytes : 64)) data_ = nullptr;
+    prefer_large_pages(data_, bytes);
   }
   ~Block() { free(data_); }
   Block(const Block &) = delete;

@@ -93,6 +93,15 @@ FASTRNN_INLINE void store_n(S *p, Vec<Compute<S>> v, int64_t n) {
   memcpy(p, part, size_t(n) * sizeof(S));
 }
 
+// The last n lanes of v, and zeros before them.
+template <class C>
+FASTRNN_INLINE Vec<C> keep_last(Vec<C> v, int64_t n) {
+  using Ints = std::conditional_t<std::is_same_v<C, double>, VecL, VecI>;
+  Ints lane{};
+  for (int j = 0; j < kLanes<C>; ++j) lane[j] = j;
+  return (Vec<C>)((Ints)v & (lane >= Ints{} + decltype(lane[0] + 0)(kLanes<C> - n)));
+}
+
 // Whether stream_store exists for a storage type: only where a vector fills a cache line.
 template <class S>
 inline constexpr bool kWholeLines = sizeof(S) * kLanes<Compute<S>> == 64;
