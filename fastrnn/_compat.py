@@ -238,6 +238,15 @@ def multiplies_bfloat16_in_pairs() -> bool:
     return supported is not None and supported()
 
 
+@constant_in_graphs
+def uses_512_bit_vectors() -> bool:
+    """Whether torch uses AVX-512 on this processor.
+
+    The function is public; it stands here because graphs must not call it.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """A module's own parameters by name; those that are parametrised or pruned are not among them.
 

@@ -49,6 +49,11 @@ class Range:
     def __contains__(self, size: int) -> bool:
         return size >= self.least and (self.end is None or size < self.end)
 
+    def __str__(self) -> str:
+        if self.end is None:
+            return f">={self.least}"
+        return f"={self.least}" if self.end == self.least + 1 else f" {self.least}-{self.end - 1}"
+
     def overlaps(self, other: Range) -> bool:
         """Whether a size lies in both."""
         starts_before = other.end is None or self.least < other.end
@@ -71,8 +76,9 @@ class Entry:
         name: of the entry; part of the reason that ``fastrnn info --explain`` prints.
         because: why torch.nn's path is the faster one.
         on_cpu: whether tensors are on the CPU, or on another device.
-        cell, dtype, training, in_one_op, bfloat16_pairs: None stands for any value;
-            ``bfloat16_pairs`` says whether the processor multiplies bfloat16 numbers in pairs.
+        cell, dtype, training, in_one_op, bfloat16_pairs, wide_vectors: None stands for any value;
+            ``bfloat16_pairs`` says whether the processor multiplies bfloat16 numbers in pairs,
+            ``wide_vectors`` whether torch uses AVX-512 there.
         steps, batch, hidden_size: ranges of T, B and H.
     """
 
@@ -84,6 +90,7 @@ class Entry:
     training: bool | None = None
     in_one_op: bool | None = None
     bfloat16_pairs: bool | None = None
+    wide_vectors: bool | None = None
     steps: Range = _ANY
     batch: Range = _ANY
     hidden_size: Range = _ANY
@@ -99,6 +106,7 @@ class Entry:
         return (
             self.holds_kind(_kind(call))
             and self.bfloat16_pairs in (None, _compat.multiplies_bfloat16_in_pairs())
+            and self.wide_vectors in (None, _compat.uses_512_bit_vectors())
             and call.hidden_size in self.hidden_size
             and call.steps in self.steps
             and call.batch in self.batch
@@ -117,11 +125,12 @@ class Entry:
 
     def overlaps(self, other: Entry) -> bool:
         """Whether a call can belong to both classes."""
-        choices = ("on_cpu", "cell", "dtype", "training", "in_one_op", "bfloat16_pairs")
+        sizes = ("steps", "batch", "hidden_size")
+        texts = ("name", "because")
+        choices = [f.name for f in dataclasses.fields(self) if f.name not in (*sizes, *texts)]
         pairs = [(getattr(self, name), getattr(other, name)) for name in choices]
         return all(a is None or b is None or a == b for a, b in pairs) and all(
-            getattr(self, name).overlaps(getattr(other, name))
-            for name in ("steps", "batch", "hidden_size")
+            getattr(self, name).overlaps(getattr(other, name)) for name in sizes
         )
 
 
@@ -129,34 +138,41 @@ _CPU = torch.device("cpu").type
 _SEVERAL = Range(2)  # steps
 
 
-def _medium_batches() -> Iterator[Entry]:
-    """LSTMs with medium batches and large weights; float64 was never slower than torch.nn."""
-    because = "medium batch, large weights: oneDNN re-reads the weights less often"
+def _large_weights() -> Iterator[Entry]:
+    """LSTMs with large weights and several rows; float64 was never slower than torch.nn."""
+    because = "large weights: oneDNN re-reads them less often"
+    single, half = torch.float32, torch.bfloat16
     large, huge = Range(512, 1024), Range(1024)
-    # Shorter sequences are ours: the weights are read as they lie.
+    # Shorter sequences are ours: the weights are read as they lie. So is bfloat16 without AVX-512,
+    # where torch has no kernel for a layer of it; with pairs, see _PAIRS. float16 has no entry: our
+    # CPU kernels do not support it, so the table is never consulted.
     classes = (
-        ("H>=1024, T 9-63, inference", huge, Range(9, 64), False, Range(12, 64)),
-        ("H>=1024, T 9-63, training", huge, Range(9, 64), True, Range(12, 64)),
-        ("H 512-1023, T 8-63, training", large, Range(8, 64), True, Range(8, 32)),
+        (single, None, huge, False, Range(9, 64), Range(12, 64)),
+        (single, None, huge, True, Range(9, 64), Range(12, 64)),
+        (single, True, large, True, Range(8, 64), Range(8, 32)),
+        (single, False, large, True, Range(8, 40), Range(8)),
+        (single, False, large, True, Range(40), Range(4)),
+        (single, False, large, False, Range(12), Range(12)),
+        (half, True, huge, False, Range(9, 64), Range(12, 64)),
+        (half, True, huge, True, Range(9, 64), Range(12, 64)),
+        (half, True, large, True, Range(8, 64), Range(8, 32)),
     )
-    # float16 has no entry: our CPU kernels do not support it, so the table is never consulted.
-    precisions = (
-        ("float32", torch.float32, None),
-        ("bfloat16 without pairs", torch.bfloat16, False),  # in pairs, see _PAIRS
-    )
-    for size, hidden_size, steps, training, batch in classes:
-        for precision, dtype, pairs in precisions:
-            yield Entry(
-                f"LSTM, {precision}, {size}, B {batch.least}-{(batch.end or 1) - 1}",
-                because,
-                cell="LSTM",
-                dtype=dtype,
-                training=training,
-                bfloat16_pairs=pairs,
-                steps=steps,
-                batch=batch,
-                hidden_size=hidden_size,
-            )
+    for dtype, wide, hidden_size, training, steps, batch in classes:
+        precision = str(dtype).removeprefix("torch.")
+        processor = {None: "", True: ", AVX-512", False: ", no AVX-512"}[wide]
+        sizes = f"H{hidden_size}, T{steps}, B{batch}"
+        yield Entry(
+            f"LSTM, {precision}, {sizes}, {'training' if training else 'inference'}{processor}",
+            because,
+            cell="LSTM",
+            dtype=dtype,
+            training=training,
+            bfloat16_pairs=False if dtype == half else None,
+            wide_vectors=wide,
+            steps=steps,
+            batch=batch,
+            hidden_size=hidden_size,
+        )
 
 
 _PAIRS = Entry(
@@ -183,21 +199,20 @@ def _short_trainings() -> Iterator[Entry]:
     vector = "torch.nn writes the gradients of the weights as fast as memory takes them"
     single, double = torch.float32, torch.float64
     classes = (
-        ("GRU", single, "T=1, B>=192", Range(1, 2), Range(128, 256), Range(192), product),
-        ("GRU", single, "T=1, B>=12", Range(1, 2), Range(256), Range(12), product),
-        ("GRU", single, "T=1, B<2", Range(1, 2), Range(256), Range(0, 2), vector),
-        ("GRU", single, "T 2-7, B>=192", Range(2, 8), Range(256, 512), Range(192), product),
-        ("GRU", single, "T 2-7, B>=48", Range(2, 8), Range(512), Range(48), product),
-        ("LSTM", single, "T 2-7, B>=48", Range(2, 8), Range(512, 1024), Range(48), product),
-        (None, double, "T=1", Range(1, 2), Range(192), _ANY, product),
-        (None, double, "T 2-7, B>=48", Range(2, 8), Range(512), Range(48), product),
+        ("GRU", single, Range(1, 2), Range(128, 256), Range(192), product),
+        ("GRU", single, Range(1, 2), Range(256), Range(12), product),
+        ("GRU", single, Range(1, 2), Range(256), Range(0, 2), vector),
+        ("GRU", single, Range(2, 8), Range(256, 512), Range(192), product),
+        ("GRU", single, Range(2, 8), Range(512), Range(48), product),
+        ("LSTM", single, Range(2, 8), Range(512, 1024), Range(48), product),
+        (None, double, Range(1, 2), Range(192), _ANY, product),
+        (None, double, Range(2, 8), Range(512), Range(48), product),
     )
-    for cell, dtype, name, steps, hidden_size, batch, because in classes:
-        least, end = hidden_size.least, hidden_size.end
-        sizes = f"H>={least}" if end is None else f"H {least}-{end - 1}"
+    for cell, dtype, steps, hidden_size, batch, because in classes:
         precision = str(dtype).removeprefix("torch.")
+        sizes = f"H{hidden_size}, T{steps}" + ("" if batch == _ANY else f", B{batch}")
         yield Entry(
-            f"{cell or 'LSTM, GRU'}, {precision}, {sizes}, {name}, training",
+            f"{cell or 'LSTM, GRU'}, {precision}, {sizes}, training",
             because,
             cell=cell,
             dtype=dtype,
@@ -227,7 +242,7 @@ TABLE: tuple[Entry, ...] = (
         batch=Range(32),
         hidden_size=Range(512),
     ),
-    *_medium_batches(),
+    *_large_weights(),
     *_short_trainings(),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,13 @@ def test_bfloat16_pairs_are_what_the_processor_reports() -> None:
     if not cpuinfo.exists():
         pytest.skip("reads /proc/cpuinfo")
     assert _compat.multiplies_bfloat16_in_pairs() == ("avx512_bf16" in cpuinfo.read_text().split())
+
+
+def test_wide_vectors_are_what_the_processor_has() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or "ATEN_CPU_CAPABILITY" in os.environ:
+        pytest.skip("compares with /proc/cpuinfo")
+    assert _compat.uses_512_bit_vectors() == ("avx512f" in cpuinfo.read_text().split())
 
 
 def test_own_parameters_are_those_of_the_module_itself() -> None:

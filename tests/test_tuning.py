@@ -38,6 +38,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, entry: Entry) -> Iterator[None]:
     measured.forget()
     pairs = bool(entry.bfloat16_pairs)
     monkeypatch.setattr(_compat, "multiplies_bfloat16_in_pairs", lambda: pairs)
+    monkeypatch.setattr(_compat, "uses_512_bit_vectors", lambda: bool(entry.wide_vectors))
     monkeypatch.setattr(backends, "unsupported", lambda name, call: None)
     yield
     measured.forget()

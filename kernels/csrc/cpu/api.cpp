@@ -157,6 +157,7 @@ int fastrnn_cpu_prepack(const fastrnn_problem *problem, const fastrnn_forward_ar
   if (const int error = check(problem)) return error;
   if (!arrays || !prepacked || uintptr_t(prepacked) % 64) return FASTRNN_ERROR_ARGUMENT;
   if (const int error = check_weights(*arrays)) return error;
+  prefer_large_pages(prepacked, prepacked_bytes(*problem));
   prepack(*problem, *arrays, static_cast<char *>(prepacked));
   return FASTRNN_OK;
 }
