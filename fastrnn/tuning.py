@@ -153,6 +153,7 @@ def _large_weights() -> Iterator[Entry]:
         (single, False, large, True, Range(8, 40), Range(8)),
         (single, False, large, True, Range(40), Range(4)),
         (single, False, large, False, Range(12), Range(12)),
+        (single, False, Range(512, 640), False, Range(40), Range(4, 8)),
         (half, True, huge, False, Range(9, 64), Range(12, 64)),
         (half, True, huge, True, Range(9, 64), Range(12, 64)),
         (half, True, large, True, Range(8, 64), Range(8, 32)),
@@ -204,7 +205,7 @@ def _short_trainings() -> Iterator[Entry]:
         ("GRU", single, Range(1, 2), Range(256), Range(0, 2), vector),
         ("GRU", single, Range(2, 8), Range(256, 512), Range(192), product),
         ("GRU", single, Range(2, 8), Range(512), Range(48), product),
-        ("LSTM", single, Range(2, 8), Range(512, 1024), Range(48), product),
+        ("LSTM", single, Range(2, 8), Range(512, 1024), Range(32), product),
         (None, double, Range(1, 2), Range(192), _ANY, product),
         (None, double, Range(2, 8), Range(512), Range(48), product),
     )
