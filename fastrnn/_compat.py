@@ -242,7 +242,7 @@ def multiplies_bfloat16_in_pairs() -> bool:
 def uses_512_bit_vectors() -> bool:
     """Whether torch uses AVX-512 on this processor.
 
-    The function is public; it stands here because graphs must not call it.
+    get_cpu_capability is public; it is called here because graphs must not contain the call.
     """
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 

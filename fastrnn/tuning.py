@@ -5,8 +5,8 @@ They decide where nothing was measured on the machine at hand, see :mod:`fastrnn
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
 on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14; those on fewer
-than 8 steps, the batches of H >= 1024, and the rows below which a training call is ours, on Zen 3
-(AVX2), where weights of float64 and bfloat16 were timed less closely.
+than 8 steps, those without AVX-512, the batches of H >= 1024, and the rows below which a training
+call is ours, on Zen 3 (AVX2), where weights of float64 and bfloat16 were timed less closely.
 """
 
 from __future__ import annotations
@@ -135,7 +135,37 @@ class Entry:
 
 
 _CPU = torch.device("cpu").type
-_SEVERAL = Range(2)  # steps
+_ONE, _SEVERAL = Range(1, 2), Range(2)  # steps
+
+
+def _entry(
+    because: str,
+    cell: str | None,
+    dtype: torch.dtype,
+    training: bool,
+    hidden_size: Range,
+    steps: Range,
+    batch: Range,
+    wide_vectors: bool | None = None,
+) -> Entry:
+    """An entry of the CPU, named after its class; arguments are those of :class:`Entry`."""
+    name = f"{cell or 'LSTM, GRU'}, {str(dtype).removeprefix('torch.')}, H{hidden_size}, T{steps}"
+    name += "" if batch == _ANY else f", B{batch}"
+    name += ", training" if training else ", inference"
+    name += {None: "", True: ", AVX-512", False: ", no AVX-512"}[wide_vectors]
+    return Entry(
+        name,
+        because,
+        cell=cell,
+        dtype=dtype,
+        training=training,
+        in_one_op=True if steps == _ONE else None,  # else see the entry T=1
+        bfloat16_pairs=False if dtype == torch.bfloat16 else None,  # in pairs, see _PAIRS
+        wide_vectors=wide_vectors,
+        steps=steps,
+        batch=batch,
+        hidden_size=hidden_size,
+    )
 
 
 def _large_weights() -> Iterator[Entry]:
@@ -144,36 +174,22 @@ def _large_weights() -> Iterator[Entry]:
     single, half = torch.float32, torch.bfloat16
     large, huge = Range(512, 1024), Range(1024)
     # Shorter sequences are ours: the weights are read as they lie. So is bfloat16 without AVX-512,
-    # where torch has no kernel for a layer of it; with pairs, see _PAIRS. float16 has no entry: our
-    # CPU kernels do not support it, so the table is never consulted.
+    # where torch has no kernel for a layer of it. float16 has no entry: our CPU kernels do not
+    # support it, so the table is never consulted.
     classes = (
-        (single, None, huge, False, Range(9, 64), Range(12, 64)),
-        (single, None, huge, True, Range(9, 64), Range(12, 64)),
-        (single, True, large, True, Range(8, 64), Range(8, 32)),
-        (single, False, large, True, Range(8, 40), Range(8)),
-        (single, False, large, True, Range(40), Range(4)),
-        (single, False, large, False, Range(12), Range(12)),
-        (single, False, Range(512, 640), False, Range(40), Range(4, 8)),
-        (half, True, huge, False, Range(9, 64), Range(12, 64)),
-        (half, True, huge, True, Range(9, 64), Range(12, 64)),
-        (half, True, large, True, Range(8, 64), Range(8, 32)),
+        (single, False, huge, Range(9, 64), Range(12, 64), None),
+        (single, True, huge, Range(9, 64), Range(12, 64), None),
+        (single, True, large, Range(8, 64), Range(8, 32), True),
+        (single, True, large, Range(8, 40), Range(8), False),
+        (single, True, large, Range(40), Range(4), False),
+        (single, False, large, Range(12), Range(12), False),
+        (single, False, Range(512, 640), Range(40), Range(4, 8), False),
+        (half, False, huge, Range(9, 64), Range(12, 64), True),
+        (half, True, huge, Range(9, 64), Range(12, 64), True),
+        (half, True, large, Range(8, 64), Range(8, 32), True),
     )
-    for dtype, wide, hidden_size, training, steps, batch in classes:
-        precision = str(dtype).removeprefix("torch.")
-        processor = {None: "", True: ", AVX-512", False: ", no AVX-512"}[wide]
-        sizes = f"H{hidden_size}, T{steps}, B{batch}"
-        yield Entry(
-            f"LSTM, {precision}, {sizes}, {'training' if training else 'inference'}{processor}",
-            because,
-            cell="LSTM",
-            dtype=dtype,
-            training=training,
-            bfloat16_pairs=False if dtype == half else None,
-            wide_vectors=wide,
-            steps=steps,
-            batch=batch,
-            hidden_size=hidden_size,
-        )
+    for dtype, training, hidden_size, steps, batch, wide in classes:
+        yield _entry(because, "LSTM", dtype, training, hidden_size, steps, batch, wide)
 
 
 _PAIRS = Entry(
@@ -200,41 +216,29 @@ def _short_trainings() -> Iterator[Entry]:
     vector = "torch.nn writes the gradients of the weights as fast as memory takes them"
     single, double = torch.float32, torch.float64
     classes = (
-        ("GRU", single, Range(1, 2), Range(128, 256), Range(192), product),
-        ("GRU", single, Range(1, 2), Range(256), Range(12), product),
-        ("GRU", single, Range(1, 2), Range(256), Range(0, 2), vector),
-        ("GRU", single, Range(2, 8), Range(256, 512), Range(192), product),
-        ("GRU", single, Range(2, 8), Range(512), Range(48), product),
-        ("LSTM", single, Range(2, 8), Range(512, 1024), Range(32), product),
-        (None, double, Range(1, 2), Range(192), _ANY, product),
-        (None, double, Range(2, 8), Range(512), Range(48), product),
+        (product, "GRU", single, Range(128, 256), _ONE, Range(192)),
+        (product, "GRU", single, Range(256), _ONE, Range(12)),
+        (vector, "GRU", single, Range(256), _ONE, Range(0, 2)),
+        (product, "GRU", single, Range(256, 512), Range(2, 8), Range(192)),
+        (product, "GRU", single, Range(512), Range(2, 8), Range(48)),
+        (product, "LSTM", single, Range(512, 1024), Range(2, 8), Range(32)),
+        (product, None, double, Range(192), _ONE, _ANY),
+        (product, None, double, Range(512), Range(2, 8), Range(48)),
     )
-    for cell, dtype, steps, hidden_size, batch, because in classes:
-        precision = str(dtype).removeprefix("torch.")
-        sizes = f"H{hidden_size}, T{steps}" + ("" if batch == _ANY else f", B{batch}")
-        yield Entry(
-            f"{cell or 'LSTM, GRU'}, {precision}, {sizes}, training",
-            because,
-            cell=cell,
-            dtype=dtype,
-            training=True,
-            in_one_op=True if steps.end == 2 else None,
-            steps=steps,
-            batch=batch,
-            hidden_size=hidden_size,
-        )
+    for because, cell, dtype, hidden_size, steps, batch in classes:
+        yield _entry(because, cell, dtype, True, hidden_size, steps, batch)
 
 
 TABLE: tuple[Entry, ...] = (
     UNTIMED,
-    Entry("T=1", "one step: no weights to keep on chip", in_one_op=False, steps=Range(1, 2)),
+    Entry("T=1", "one step: no weights to keep on chip", in_one_op=False, steps=_ONE),
     _PAIRS,
     dataclasses.replace(
         _PAIRS,
         name="bfloat16, T=1, H>=128, B>=8, in one op",
         cell=None,
         in_one_op=True,
-        steps=Range(1, 2),
+        steps=_ONE,
     ),
     dataclasses.replace(
         _PAIRS,

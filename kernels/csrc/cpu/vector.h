@@ -99,7 +99,7 @@ FASTRNN_INLINE Vec<C> keep_last(Vec<C> v, int64_t n) {
   using Ints = std::conditional_t<std::is_same_v<C, double>, VecL, VecI>;
   Ints lane{};
   for (int j = 0; j < kLanes<C>; ++j) lane[j] = j;
-  return (Vec<C>)((Ints)v & (lane >= Ints{} + decltype(lane[0] + 0)(kLanes<C> - n)));
+  return (Vec<C>)((Ints)v & (lane >= int(kLanes<C> - n)));
 }
 
 // Whether stream_store exists for a storage type: only where a vector fills a cache line.
