@@ -35,9 +35,11 @@ def plans(hidden: int, dtype: torch.dtype) -> Iterator[Any]:
         math = "exact" if dtype == torch.float32 else "fast"
         for split in {32: (1, 2, 4), 64: (2, 4)}[units]:
             for rows in (1, 2):
-                yield Plan(units, rows, split, units * split // 32, math)
+                warps = units * split // 32
+                yield Plan(units, rows, split, warps, math, free=rows == 1)
     if dtype != torch.float32:
-        yield Plan(units, 8, 0, units // 16, "fast")
+        for rows in (4, 8):
+            yield Plan(units, rows, 0, units // 16, "fast", free=True)
 
 
 def calls(
@@ -109,8 +111,8 @@ def measure() -> Iterator[dict[str, Any]]:
         for dtype in DTYPES:
             for hidden in (32, 64) if dtype == torch.float32 else (32, 64, 128):
                 for batch in (16, 200, 500, 2000):
-                    chosen = choose_plan(hidden, batch, dtype, device)
                     for way, call in calls(cell, dtype, hidden, batch, steps).items():
+                        chosen = choose_plan(hidden, batch, dtype, device, way)
                         for plan in plans(hidden, dtype):
                             row: dict[str, Any] = {"cell": cell, "way": way, "hidden": hidden}
                             row |= {"dtype": str(dtype)}

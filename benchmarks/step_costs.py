@@ -101,7 +101,8 @@ def cases() -> Iterator[Case]:
     half, single = torch.bfloat16, torch.float32
     sizes = [(single, 32, 132), (single, 32, 500), (single, 64, 200), (single, 64, 500)]
     sizes += [(half, 32, 16), (half, 32, 500), (half, 64, 16), (half, 64, 500), (half, 128, 500)]
-    sizes += [(half, 32, 2000), (half, 100, 200)]
+    sizes += [(single, 32, 2000), (half, 32, 2000), (half, 64, 2000), (half, 128, 2000)]
+    sizes += [(half, 100, 200)]
     for cell in ("lstm", "gru"):
         for way in ("inference", "forward", "backward"):
             for dtype, hidden, batch in sizes:
@@ -157,7 +158,8 @@ def plan(case: Case) -> Any:
     if case.stepwise:
         return choose_step_plan(case.hidden, case.batch, case.dtype, processor, case.tf32)
     batch = case.batch if case.layers == 1 else 1
-    return choose_plan(case.hidden, batch, case.dtype, processor)
+    way = {"backward": "backward", "draw": "pixels"}.get(case.way, "forward")
+    return choose_plan(case.hidden, batch, case.dtype, processor, way)
 
 
 def operand_reads(case: Case) -> int:
@@ -172,7 +174,7 @@ def operand_reads(case: Case) -> int:
 def early_loads(case: Case) -> int:
     """Reads of global memory per step and thread, if only its rows and its offset are read."""
     chosen = plan(case)
-    pairs = case.hidden % 2 == 0  # a thread's two units are one word, in each of its two rows
+    pairs = case.hidden % 2 == 0  # a thread's two units are one word, in each of its rows
     if case.way == "backward":
         tensors = 6  # four gates, dy, and the state before
     elif chosen.narrow(case.features):
@@ -180,7 +182,7 @@ def early_loads(case: Case) -> int:
         pairs = case.hidden == chosen.units  # otherwise each unit reads the same numbers by itself
     else:
         tensors = 4 if case.cell == "lstm" else 3
-    numbers = chosen.rows if chosen.split else 2 if pairs else 4
+    numbers = chosen.rows if chosen.split else chosen.rows // (4 if pairs else 2)
     return tensors * numbers + case.packed
 
 
@@ -199,7 +201,7 @@ def cache_key(steps: int, batch: int, shift: int) -> str:
     x, w_ih, w_hh, b_ih, b_hh, h0, y, h_n, gates = (torch.empty(16)[shift:] for _ in range(9))
     tensors = (x, w_ih, w_hh, b_ih, b_hh, h0, None, y, h_n, None, gates, None, None, None)
     values = (*tensors, steps, batch, 0, 1, 32, chosen, False, False)
-    _, specialization, options = binder(*values, num_warps=chosen.warps, debug=False)
+    _, specialization, options = binder(*values, **chosen.options, debug=False)
     return str(compute_cache_key({}, specialization, options))
 
 
@@ -257,7 +259,7 @@ def _compile(case: Case) -> Any:
     }
     form = ASTSource if case.stepwise else GluonASTSource
     source = form(kernel, signature, constants, aligned)
-    return triton.compile(source, target=target, options={"num_warps": constants["P"].warps})
+    return triton.compile(source, target=target, options=constants["P"].options)
 
 
 def _disassemble(cubin: bytes) -> tuple[str, list[tuple[int, str]]]:

@@ -96,16 +96,21 @@ def load_weights(
 def shared_buffers(COUNT: tl.constexpr, E: tl.constexpr, P: tl.constexpr):
     """Shared memory for COUNT [unit, row]s: of float32 (vector form), or E for the tensor cores."""
     dtype: tl.constexpr = gl.float32 if P.split else E
+    columns: tl.constexpr = P.rows if P.split else P.columns
     buffers = ()
     for _ in gl.static_range(COUNT):
-        buffers = buffers + (gl.allocate_shared_memory(dtype, [P.units, P.rows], P.shared),)
+        buffers = buffers + (gl.allocate_shared_memory(dtype, [P.units, columns], P.shared),)
     return buffers
 
 
 @gluon.jit
 def share(buffer, value, P: tl.constexpr):
     """Stores a [unit, row] where all threads can read it."""
-    buffer.store(value.to(buffer.dtype))
+    value = value.to(buffer.dtype)
+    if P.split == 0 and P.rows < 8:
+        value = gl.reshape(gl.join(value, value), [P.units, P.columns])
+        value = gl.convert_layout(value, P.mma)
+    buffer.store(value)
 
 
 @gluon.jit
@@ -145,10 +150,14 @@ def partial(w, h, P: tl.constexpr):
         w, h = gl.broadcast(gl.expand_dims(w, 2), gl.expand_dims(h, 0))
         return _chain(w, h, None, P.units // P.split)
     else:
-        return mma_v2(w, h, gl.full([P.units, P.rows], 0.0, gl.float32, P.state))
+        return mma_v2(w, h, gl.full([P.units, P.columns], 0.0, gl.float32, P.mma))
 
 
 @gluon.jit
 def total(parts, P: tl.constexpr):
-    """Adds up the parts of the lanes that share a unit."""
-    return gl.convert_layout(gl.sum(parts, axis=1), P.state) if P.split else parts
+    """Adds up the parts of the lanes that share a unit; of rows that come twice, takes one."""
+    if P.split:
+        parts = gl.sum(parts, axis=1)
+    elif P.rows < 8:
+        parts = gl.split(gl.reshape(parts, [P.units, P.rows, 2]))[0]
+    return gl.convert_layout(parts, P.state)

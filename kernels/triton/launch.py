@@ -102,11 +102,11 @@ def _on_chip(rows: Rows, h: Tensor) -> bool:
 def launch(kernel: Any, plan: Plan, batch: int, device: torch.device, *arguments: Any) -> None:
     """Runs a whole-sequence kernel for all sequences of a batch."""
     with on_device(device):
-        kernel[(-(-batch // plan.rows),)](*arguments, num_warps=plan.warps)
+        kernel[(-(-batch // plan.rows),)](*arguments, **plan.options)
 
 
-def _plan(rows: Rows, h: Tensor) -> Plan:
-    return choose_plan(h.shape[1], rows.batch, h.dtype, processor(h.device))
+def _plan(rows: Rows, h: Tensor, way: str) -> Plan:
+    return choose_plan(h.shape[1], rows.batch, h.dtype, processor(h.device), way)
 
 
 def _sequence_forward(
@@ -116,7 +116,7 @@ def _sequence_forward(
 ) -> None:  # fmt: skip
     w_ih, input_size, hidden_size = weights[0], x.shape[1], y.shape[1]
     assert w_ih is not None
-    plan = _plan(rows, states[0])
+    plan = _plan(rows, states[0], "forward")
     if not plan.narrow(input_size):
         x, input_size = product(x, w_ih.t()), 0
     launch(
@@ -132,7 +132,7 @@ def _sequence_backward(
     before: Tensor, gates: Tensor, dgates: Tensor, reverse: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     d_states = tuple(torch.empty_like(d) for d in d_final)
-    plan = _plan(rows, initial)
+    plan = _plan(rows, initial, "backward")
     launch(
         sequence.backward_kernel, plan, rows.batch, dy.device,
         *word_aligned(dy, *_pair(d_final)), w_hh, *word_aligned(initial, before, gates),
@@ -161,7 +161,7 @@ def _launch_steps(
         for begin in range(0, rows.steps, length):
             kernel[grid](
                 *head, rows.offsets, arrived, rows.steps, rows.batch, begin, begin + length, *tail,
-                num_warps=plan.warps, launch_cooperative_grid=persistent,
+                **plan.options, launch_cooperative_grid=persistent,
             )  # fmt: skip
 
 

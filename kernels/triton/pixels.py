@@ -197,7 +197,8 @@ def run(
     v = torch.stack(w_ih[1:]) if layers > 1 else w_ih[0]
     stacked = [v, *(torch.stack(t) for t in (w_hh, b_ih, b_hh))]
     # Several layers have more weights: planned as for a batch of 1, more lanes share them.
-    plan = choose_plan(hidden_size, batch if layers == 1 else 1, h.dtype, processor(h.device))
+    planned = batch if layers == 1 else 1
+    plan = choose_plan(hidden_size, planned, h.dtype, processor(h.device), "pixels")
     launch(
         pixel_kernel, plan, batch, h.device,
         w_ih[0].contiguous(), *stacked, head_weight.contiguous(), head_bias, h, c, logit, pixels,

@@ -13,7 +13,8 @@ sequence. There are two forms:
   Putting the weights first needs 8 rows instead of 16, and leaves the sums of all gates of a unit
   in registers of the same thread, so that nothing is exchanged before the next step. A thread has
   rows k and k + 8 of a tile of 16: they hold neighbouring units (`arithmetic.unit_at`), which are
-  one word in memory.
+  one word in memory. A program of 4 sequences has each of them in two of the 8 rows, which are the
+  same thread's: everything but the product and its operand is computed and stored once.
 
 A `StepPlan` is for the kernels in which all programs compute a step together (`steps`).
 """
@@ -51,12 +52,15 @@ class Plan:
 
     Attributes:
         units: hidden size, padded to 32, 64 or 128 (vector: to 32 or 64).
-        rows: sequences per program: a power of two; 8 or more for the tensor form.
+        rows: sequences per program: a power of two; 4 or more for the tensor form.
         split: lanes that share a unit (vector form); 0 selects the tensor form.
         warps: warps per program; vector: units * split // lanes, tensor: units // 16.
         math: `exact` (float32 accuracy), `fast` (for 16 bits: a tanh is one instruction) or
             `portable` (no PTX: for AMD GPUs and the interpreter).
         lanes: threads per warp.
+        free: whether a thread may use as many registers as there are. Otherwise the compiler
+            saves registers for more programs on a multiprocessor than a small batch has, and makes
+            the chain of a step longer for it.
     """
 
     units: int
@@ -65,6 +69,22 @@ class Plan:
     warps: int
     math: str
     lanes: int = 32
+    free: bool = False
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options of a launch."""
+        return {"num_warps": self.warps} | ({"maxnreg": 255} if self.free else {})
+
+    @property
+    def early(self) -> bool:
+        """Whether a step exchanges its results through shared memory, and reads them there, first.
+
+        It writes to memory after that, while it waits. The operands of two rows would take too many
+        registers, and those of the tensor form are 16-bit pairs, which would be taken apart and put
+        together again.
+        """
+        return self.split > 0 and self.rows == 1
 
     def narrow(self, input_size: int) -> bool:
         """Whether a step projects an input of this size itself; its weights take registers."""
@@ -82,20 +102,37 @@ class Plan:
         return gl.BlockedLayout([1, 4, self.rows], lanes, [self.warps, 1, 1], [1, 0, 2])
 
     @property
+    def columns(self) -> int:
+        """Columns of the tensor cores' second operand: with four rows, each row twice."""
+        return max(self.rows, 8)
+
+    @property
+    def mma(self) -> Any:
+        """Layout [unit, column] of the tensor cores' sums."""
+        return gl.NVMMADistributedLayout([2, 0], [self.warps, 1], [16, 8])
+
+    @property
     def state(self) -> Any:
         """Layout [unit, row] of everything that a step computes."""
         if self.split:
             return gl.SliceLayout(1, self.product)
-        return gl.NVMMADistributedLayout([2, 0], [self.warps, 1], [16, 8])
+        if self.rows >= 8:
+            return self.mma
+        return self._linear([[8, 0]], [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]])
 
     @property
     def memory(self) -> Any:
         """Layout [unit, row] for global memory; each thread has the same elements as in `state`."""
         if self.split:
             return self.state
+        if self.rows < 8:
+            return self._linear([[1, 0]], [[0, 1], [0, 2], [2, 0], [4, 0], [8, 0]])
         own = [[1, 0], [0, 1], *([0, 8 << i] for i in range((self.rows // 8).bit_length() - 1))]
+        return self._linear(own, [[0, 2], [0, 4], [2, 0], [4, 0], [8, 0]])
+
+    def _linear(self, own: list[list[int]], lanes: list[list[int]]) -> Any:
+        """A layout [unit, row] of the tensor form: 16 units per warp."""
         warps = [[16 << i, 0] for i in range(self.warps.bit_length() - 1)]
-        lanes = [[0, 2], [0, 4], [2, 0], [4, 0], [8, 0]]
         return gl.DistributedLinearLayout(own, lanes, warps, [], [self.units, self.rows])
 
     @property
@@ -103,14 +140,14 @@ class Plan:
         """Layout [unit, column] of one gate's weights."""
         if self.split:
             return gl.SliceLayout(2, self.product)
-        return gl.DotOperandLayout(0, self.state, 2)
+        return gl.DotOperandLayout(0, self.mma, 2)
 
     @property
     def operand(self) -> Any:
         """Layout [column, row] of h as the product reads it."""
         if self.split:
             return gl.SliceLayout(0, self.product)
-        return gl.DotOperandLayout(1, self.state, 2)
+        return gl.DotOperandLayout(1, self.mma, 2)
 
     @property
     def shared(self) -> Any:
@@ -124,40 +161,55 @@ def fits_on_chip(hidden_size: int, dtype: torch.dtype, processor: Processor) -> 
     return hidden_size <= (128 if dtype in _HALF and processor.lanes == 32 else 64)
 
 
-def choose_plan(hidden_size: int, batch: int, dtype: torch.dtype, processor: Processor) -> Plan:
+def choose_plan(
+    hidden_size: int, batch: int, dtype: torch.dtype, processor: Processor, way: str = "forward"
+) -> Plan:
     """The plan of a call. It comes from a table, so that nothing is timed at a first call.
 
     | hidden | dtype | batch | form | rows | lanes per unit | warps |
     |---|---|---|---|---|---|---|
-    | ≤ 32 | float32; 16 bits: ≤ 4 × SMs | ≤ 2 × SMs | vector | 1 | 4 | 4 |
-    | | | more | vector | 1 | 2 | 2 |
+    | ≤ 32, not forward | float32 | ≤ 2 × SMs | vector | 1 | 4 | 4 |
+    | ≤ 32, backward | 16 bits | ≤ 4 × SMs | vector | 1 | 1 | 1 |
+    | ≤ 32, otherwise | float32; 16 bits: ≤ 4 × SMs | any | vector | 1 | 2 | 2 |
     | ≤ 64 | float32; 16 bits: ≤ SMs | ≤ 2 × SMs | vector | 1 | 2 | 4 |
     | | | more | vector | 2 | 2 | 4 |
-    | ≤ 128 | 16 bits | any other | tensor | 8 | – | hidden / 16 |
+    | ≤ 128, otherwise | 16 bits | ≤ 4 × SMs | tensor | 4 | – | hidden / 16 |
+    | | | more | tensor | 8 | – | hidden / 16 |
 
-    A vector program's time grows with its rows; a tensor program takes the same time for 1 to 8
-    rows. So a small batch takes the vector form. Fewer lanes per unit are fewer instructions in
-    all, more are a shorter chain. With two rows per program, the whole batch is on the chip at once
-    where a multiprocessor (SM) has room for only two programs. AMD GPUs have the vector form only.
+    A vector program's time grows with its rows; a tensor program takes the same time for 1 to 4
+    rows, and less than twice that for 8. So a small batch takes the vector form. Fewer lanes per
+    unit are fewer instructions in all, more are a shorter chain; an estimate from the machine code
+    decided between them. With two rows per program, the whole batch is on the chip at once where a
+    multiprocessor (SM) has room for only two programs. AMD GPUs have the vector form only.
+
+    Up to 4 × SMs sequences, `Plan.free` holds, except with two rows and for pixels.
 
     Args:
         hidden_size: H; `fits_on_chip` holds.
         batch: B.
         dtype: of all tensors.
         processor: the GPU.
+        way: the kernel: forward, backward or pixels.
     """
     sms, lanes = processor
     units = next(u for u in (32, 64, 128) if hidden_size <= u)
     half = dtype in _HALF
     portable = INTERPRETED or lanes != 32
+    math = "portable" if portable else "fast" if half else "exact"
+    free = way != "pixels" and not portable and batch <= 4 * sms
     crowded = batch > (4 if units == 32 else 1) * sms
     if half and lanes == 32 and (units == 128 or crowded):
-        return Plan(units, 8, 0, units // 16, "portable" if portable else "fast")
+        rows = 4 if batch <= 4 * sms else 8
+        return Plan(units, rows, 0, units // 16, math, lanes, free)
     few = batch <= 2 * sms
     rows = 1 if units == 32 or few else 2
-    split = (4 if units == 32 and few else 2) * lanes // 32
-    math = "portable" if portable else "fast" if half else "exact"
-    return Plan(units, rows, split, units * split // lanes, math, lanes)
+    split = 2
+    if units == 32 and way == "backward" and half and lanes == 32:
+        split = 1
+    elif units == 32 and way != "forward" and few:
+        split = 4
+    split = split * lanes // 32
+    return Plan(units, rows, split, units * split // lanes, math, lanes, free and rows == 1)
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -185,6 +237,11 @@ class StepPlan:
     precision: str
     warps: int
     persistent: bool
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options of a launch."""
+        return {"num_warps": self.warps}
 
     def narrow(self, input_size: int) -> bool:
         """Whether a step projects an input of this size itself.

@@ -40,24 +40,38 @@ from .rows import (
 
 
 @gluon.jit
+def _exchange(shared, h, P: tl.constexpr):
+    """The state h, a [unit, row], as the product reads it."""
+    share(shared, h, P)
+    return shared.load(P.operand)
+
+
+@gluon.jit
 def _forward_step(
-    a, states, w, shared, y, gates, cells, r, t, real, length, lengths,
+    a, states, h, w, shared, y, gates, cells, r, t, real, length, lengths,
     H: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr,
 ):  # fmt: skip
-    """One step at time t, row r; `a` is the input's share of the sums. Returns the new states."""
-    share(shared, states[0], P)
-    h = shared.load(P.operand)
+    """One step at time t, row r; `a` is the input's share of the sums.
+
+    If `P.early`, h is the state as the product reads it, and the step ends with the exchange that
+    makes the next h. Otherwise h is (), and the step begins with its exchange. Returns the new
+    states and h.
+    """
+    operand = h if P.early else _exchange(shared, states[0], P)
     if LSTM:
-        activated, new = lstm.forward_step(a, states, w, h, P)
+        activated, new = lstm.forward_step(a, states, w, operand, P)
     else:
-        activated, new = gru.forward_step(a, states, w, h, P)
+        activated, new = gru.forward_step(a, states, w, operand, P)
+    states = select_running(new, states, t, length, lengths)
+    if P.early:
+        h = _exchange(shared, states[0], P)
     mask = store_mask(t, length, real, lengths)
     store(y, r * H, (new[0],), mask, H, P)
     if gates is not None:
         if LSTM:
             store(cells, r * H, (new[1],), mask, H, P)
         store(gates, r * (4 * H), activated, mask, H, P)
-    return select_running(new, states, t, length, lengths)
+    return states, h
 
 
 @kernel
@@ -105,6 +119,7 @@ def forward_kernel(
     mask = real[1] & (length[1] > 0)
     states = load_states(h0, c0, first * H, at, mask, E, H, P)
     shared0, shared1 = shared_buffers(2, E, P)
+    h = _exchange(shared1, states[0], P) if P.early else ()
     x += input_offsets(skew, GATES, IN, H, P)
     y += at
     if gates is not None:
@@ -125,8 +140,8 @@ def forward_kernel(
         t2 = time(step + 2, steps, REVERSE)
         x0 = load_input(x, r2, t2, real, length, GATES, IN, H, P, REVERSE)
         t = time(step, steps, REVERSE)
-        states = _forward_step(
-            a, states, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P, LSTM
+        states, h = _forward_step(
+            a, states, h, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P, LSTM
         )
         r0 = r2
         r2 = row_after_two(offsets, first, r2, time(step + 4, steps, REVERSE), B, REVERSE)
@@ -134,16 +149,16 @@ def forward_kernel(
         t3 = time(step + 3, steps, REVERSE)
         x1 = load_input(x, r3, t3, real, length, GATES, IN, H, P, REVERSE)
         t = time(step + 1, steps, REVERSE)
-        states = _forward_step(
-            a, states, w, shared1, y, gates, cells, r1, t, real, length, lengths, H, P, LSTM
+        states, h = _forward_step(
+            a, states, h, w, shared1, y, gates, cells, r1, t, real, length, lengths, H, P, LSTM
         )
         r1 = r3
         r3 = row_after_two(offsets, first, r3, time(step + 5, steps, REVERSE), B, REVERSE)
     if steps % 2 == 1:
         a = project(x0, columns, biases, E, GATES, IN, P)
         t = time(steps - 1, steps, REVERSE)
-        states = _forward_step(
-            a, states, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P, LSTM
+        states, h = _forward_step(
+            a, states, h, w, shared0, y, gates, cells, r0, t, real, length, lengths, H, P, LSTM
         )
     store_states(h_n, c_n, first * H, at, states, mask, H, P)
 
@@ -188,6 +203,20 @@ def _factors(saved, after, E: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr)
 
 
 @gluon.jit
+def _products(w, shared, operands, P: tl.constexpr):
+    """Each gate's share of the product, as far as a thread can sum it: all are under way at once.
+
+    `operands` are the gates' gradients as the product reads them, if `P.early`; otherwise they are
+    read here.
+    """
+    parts = ()
+    for g in gl.static_range(len(w)):
+        operand = operands[g] if P.early else shared[g].load(P.operand)
+        parts = parts + (partial(w[g], operand, P),)
+    return parts
+
+
+@gluon.jit
 def _backward_step(
     k, d_states, w, shared, dgates, at_gates, r, t, real, length, lengths,
     H: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr,
@@ -201,15 +230,14 @@ def _backward_step(
     for g in gl.static_range(len(w)):
         share(shared[g], d[4 - len(w) + g], P)  # of a GRU not dn: n has no share of h
     mask = store_mask(t, length, real, lengths)
+    operands = ()
+    if P.early:
+        for g in gl.static_range(len(w)):
+            operands = operands + (shared[g].load(P.operand),)
     store(dgates + r * (4 * H), at_gates, d, mask, H, P)
-    # A sum for each gate, so that all products are under way at once.
-    parts = partial(w[0], shared[0].load(P.operand), P) + partial(
-        w[1], shared[1].load(P.operand), P
-    )
-    rest = partial(w[2], shared[2].load(P.operand), P)
-    if LSTM:
-        rest = rest + partial(w[3], shared[3].load(P.operand), P)
-    product = total(parts + rest, P)
+    parts = _products(w, shared, operands, P)
+    rest = parts[2] + parts[3] if LSTM else parts[2]
+    product = total(parts[0] + parts[1] + rest, P)
     if LSTM:
         new = lstm.state_gradients(factors, new, product)
     else:
@@ -254,8 +282,11 @@ def backward_kernel(
     BACKWARDS: tl.constexpr = not REVERSE
     GATES: tl.constexpr = 4 if LSTM else 3
     # There are registers to load for two steps ahead, except next to the LSTM's weights of 128
-    # units, which leave enough for one.
+    # units, which leave enough for one. Where there are more still, a turn begins with the loads
+    # for both its steps. Spread over the turn they would share a scoreboard, and each step would
+    # wait for the loads that the other has just issued.
     DEEP: tl.constexpr = not LSTM or P.split > 0 or P.units < 128
+    TOGETHER: tl.constexpr = (P.free and P.units == 32) if P.split else P.units < 128
     first, length, steps = sequences(lengths, T, B, P)
     real = unit_mask(H, P)
     at = element_offsets(H, P)
@@ -286,24 +317,29 @@ def backward_kernel(
         t2 = time(step + 2, steps, BACKWARDS)
         t3 = time(step + 3, steps, BACKWARDS)
         t4 = time(step + 4, steps, BACKWARDS)
-        k, after = _factors(s0, after, E, P, LSTM)
+        k0, after = _factors(s0, after, E, P, LSTM)
+        if TOGETHER:
+            k1, after = _factors(s1, after, E, P, LSTM)
         if DEEP:
             s0 = _load_saved(source, r2, r3, t2, t3, real, length, H, P, LSTM, BACKWARDS)
         else:
             t1 = time(step + 1, steps, BACKWARDS)
             s1 = _load_saved(source, r1, r2, t1, t2, real, length, H, P, LSTM, BACKWARDS)
+        if TOGETHER:
+            s1 = _load_saved(source, r3, r4, t3, t4, real, length, H, P, LSTM, BACKWARDS)
         t = time(step, steps, BACKWARDS)
         d_states = _backward_step(
-            k, d_states, w, shared0, dgates, at_gates, r0, t, real, length, lengths, H, P, LSTM
+            k0, d_states, w, shared0, dgates, at_gates, r0, t, real, length, lengths, H, P, LSTM
         )
-        k, after = _factors(s1, after, E, P, LSTM)
-        if DEEP:
-            s1 = _load_saved(source, r3, r4, t3, t4, real, length, H, P, LSTM, BACKWARDS)
-        else:
-            s0 = _load_saved(source, r2, r3, t2, t3, real, length, H, P, LSTM, BACKWARDS)
+        if not TOGETHER:
+            k1, after = _factors(s1, after, E, P, LSTM)
+            if DEEP:
+                s1 = _load_saved(source, r3, r4, t3, t4, real, length, H, P, LSTM, BACKWARDS)
+            else:
+                s0 = _load_saved(source, r2, r3, t2, t3, real, length, H, P, LSTM, BACKWARDS)
         t = time(step + 1, steps, BACKWARDS)
         d_states = _backward_step(
-            k, d_states, w, shared1, dgates, at_gates, r1, t, real, length, lengths, H, P, LSTM
+            k1, d_states, w, shared1, dgates, at_gates, r1, t, real, length, lengths, H, P, LSTM
         )
         r0 = r2
         r1 = r3
