@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -72,7 +73,7 @@ def cases() -> Iterator[Case]:
     """Every form, layout, direction and odd size at least once; small, for the interpreter."""
     for cell in ("lstm", "gru"):
         yield Case(cell, WHOLE, 1, 1, 1, 1)
-        yield Case(cell, WHOLE, 5, 3, 1, 31)
+        yield Case(cell, WHOLE, 5, 3, 1, 63)
         yield Case(cell, WHOLE, 4, 3, 3, 5, packed=True, reverse=True)
         yield Case(cell, WHOLE, 3, 3, 28, 32, packed=True, sms=1)
         yield Case(cell, WHOLE, 2, 3, 1, 33, reverse=True, bias=False, sms=1)
@@ -81,8 +82,8 @@ def cases() -> Iterator[Case]:
         yield Case(cell, HALF, 33, 17, 3, 32, packed=True, sms=0)
         yield Case(cell, BRAIN, 6, 17, 1, 64, reverse=True, sms=0)
         yield Case(cell, HALF, 5, 3, 28, 100, packed=True, reverse=True)
-        yield Case(cell, BRAIN, 5, 9, 28, 33, packed=True, reverse=True, sms=0)
-        yield Case(cell, BRAIN, 4, 9, 1, 128, bias=False)
+        yield Case(cell, BRAIN, 5, 9, 28, 33, packed=True, reverse=True, sms=3)
+        yield Case(cell, BRAIN, 4, 9, 1, 128, bias=False, sms=0)
         yield Case(cell, HALF, 4, 3, 1, 128, scale=100)
         yield from step_cases(cell)
 
@@ -324,6 +325,23 @@ def test_interpreted_results_and_gradients_are_those_of_torch_nn_in_float64(
     case: Case, interpreted: dict[str, Any]
 ) -> None:
     assert not failures(case, interpreted["cases"][case.name])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_interpreted_cases_reach_every_form_of_a_whole_sequence(cell: str) -> None:
+    from fastrnn.kernels.triton.plans import Processor, choose_plan, fits_on_chip
+
+    def forms(sms: int, hidden: int, batch: int, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+        if fits_on_chip(hidden, dtype, Processor(sms)):
+            for way in ("forward", "backward"):
+                plan = choose_plan(hidden, batch, dtype, Processor(sms), way)
+                yield way, plan.units, plan.rows, plan.split
+
+    sizes = itertools.product((32, 64, 128), (1, 132, 264, 528, 2000), (WHOLE, HALF))
+    every = {form for size in sizes for form in forms(132, *size)}
+    walks = [c for c in CASES if c.cell == cell and c.steps > 1 and not c.stepwise]
+    reached = {form for c in walks for form in forms(c.sms, c.hidden, c.batch, c.dtype)}
+    assert not every - reached
 
 
 def test_interpreted_nan_and_inf_stay_in_their_sequence(interpreted: dict[str, Any]) -> None:
