@@ -45,7 +45,6 @@ class Backend:
         devices: torch.device types that it runs on; None for any.
         dtypes: that it computes in; None for any.
         automatic: whether the choice considers it before torch's path.
-        projections: whether it runs proj_size > 0.
         transforms: whether forward-mode gradients and functorch transforms pass through it.
         pixel_loop: below fastrnn.kernels, the module with its loop over pixels; None without one.
         stacks: whether it has an op for whole stacks of layers; see :mod:`fastrnn.inference`.
@@ -60,7 +59,6 @@ class Backend:
     devices: tuple[str, ...] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
     automatic: bool = False
-    projections: bool = False
     transforms: bool = False
     pixel_loop: str | None = None
     stacks: bool = False
@@ -69,8 +67,6 @@ class Backend:
 
     def unsupported(self, call: Call) -> str | None:
         """Why this backend cannot run a call; None if it can."""
-        if call.projected and not self.projections:
-            return "proj_size > 0 is not supported"
         if call.transformed and not self.transforms:
             return "forward-mode gradients and functorch transforms are not supported"
         return self.unsupported_device(call) or self.unsupported_dtype(call) or self.load_error()
@@ -161,7 +157,6 @@ BACKENDS: dict[str, Backend] = {
             summary="what torch.nn itself calls: oneDNN, cuDNN, ATen",
             where="anywhere",
             module="vendor",
-            projections=True,
             transforms=True,
             facts=lambda: {"mkldnn": torch.backends.mkldnn.is_available()},
         ),
@@ -271,7 +266,7 @@ measured.listeners.append(_settled.cache_clear)
 
 
 def _chosen_anew(call: Call, measure: bool) -> Choice:
-    if call.transformed and unsupported(REFERENCE.name, call) is None:
+    if call.transformed and not call.projected and unsupported(REFERENCE.name, call) is None:
         reason = "forward-mode gradients and functorch need differentiable steps"
         return Choice(REFERENCE.name, reason)
     if not call.projected and not torch.compiler.is_compiling():

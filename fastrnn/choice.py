@@ -68,6 +68,14 @@ def single_step_needs_choice(input: Tensor, ordinary: bool) -> bool:
     )
 
 
+def leaves_projections_to_torch(input: Tensor) -> bool:
+    """Whether layers with a projection are torch's, unless a backend is forced.
+
+    Graphs hold torch's operator, and under autocast torch's c_n keeps its dtype.
+    """
+    return backends.forced_backend() is None and (in_graph() or under_autocast(input))
+
+
 def in_graph() -> bool:
     """Whether the call is being compiled, exported or traced."""
     return torch.compiler.is_compiling() or is_tracing()

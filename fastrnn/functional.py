@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from fastrnn import choice, eager, inference, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
+from fastrnn import choice, eager, inference, ops
 from fastrnn._compat import transforms_active
 from fastrnn.choice import VENDOR
 from fastrnn.gradients import differentiable
 from fastrnn.kernels.contract import CELLS
+from fastrnn.projections import projected
 
 
 class StackOptions(NamedTuple):
@@ -126,6 +127,8 @@ def run_stack(
         return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
     bias, num_layers, dropout, training, bidirectional = options
     ordinary = choice.is_ordinary()
+    if proj_size and not ordinary and choice.leaves_projections_to_torch(input):
+        return _vendor(vendor, input, states, weights, options, batch_first, batch_sizes)
     if ordinary and not proj_size and not (dropout and training and num_layers > 1):
         results = inference.run(
             cell, input, states, weights, bias, num_layers, bidirectional, batch_first, batch_sizes
@@ -156,10 +159,12 @@ def run_stack(
     if backend == VENDOR:
         hx = states if cell == "lstm" else states[0]
         return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
-    if save and (ordinary or choice.is_direct()) and choice.are_plain(tensors):
-        op = eager.operation(cell)
+    if (ordinary or (save and choice.is_direct())) and choice.are_plain(tensors):
+        op = eager.operation(cell) if save else ops.FORWARD_KERNELS[cell]
     else:
         op = _operation(cell, transformed)
+    if proj_size:
+        op = projected(op)
     tail = (save, backend, batch_first)
     return _layers(op, input, states, weights, options, batch_sizes, tail)
 
@@ -214,9 +219,9 @@ def _layers(
     """All layers and directions; returns the output and the final states."""
     bias, num_layers, dropout, training, bidirectional = options
     directions = 2 if bidirectional else 1
-    per_direction = 4 if bias else 2
+    per_direction = len(weights) // (num_layers * directions)
     if num_layers == directions == 1:  # no state has to be taken apart or put together
-        w = weights if bias else (*weights, None, None)
+        w = weights if bias else _without_biases(weights)
         return op(x, *states, *w, batch_sizes, False, *tail)[: 1 + len(states)]
     save, backend, batch_first = tail
     swapped = batch_first and bidirectional  # two directions are put together time-major
@@ -229,10 +234,8 @@ def _layers(
         for direction in range(directions):
             k = layer * directions + direction
             w = weights[k * per_direction : (k + 1) * per_direction]
-            w_ih, w_hh, b_ih, b_hh = w if bias else (*w, None, None)
-            y, *rest = op(
-                x, *initial[k], w_ih, w_hh, b_ih, b_hh, batch_sizes, direction == 1, *tail
-            )
+            w = w if bias else _without_biases(w)
+            y, *rest = op(x, *initial[k], *w, batch_sizes, direction == 1, *tail)
             outputs.append(y)
             finals.append(tuple(rest[: len(states)]))
         x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
@@ -244,6 +247,12 @@ def _layers(
     elif swapped:
         x.transpose_(0, 1)  # for a view cannot be detached in place
     return (x, *(torch.stack(final) for final in zip(*finals, strict=True)))
+
+
+def _without_biases(weights: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The weights of a layer that has no biases, in the order in which the ops take them."""
+    w_ih, w_hh, *w_hr = weights
+    return (w_ih, w_hh, None, None, *w_hr)
 
 
 def lstm_cell(

@@ -118,27 +118,39 @@ def _run(
     if known is _TORCHS and not special:
         return own(*args)
     stack = functional.StackOptions(*options)
-    if known is _UNUSUAL or not _weights_fit(lstm, input, states[0], weights, stack):
+    if known is _UNUSUAL or not _weights_fit(lstm, input, states, weights, stack):
         return unusual(*args)
     return functional.run_stack(
         "lstm" if lstm else "gru", input, states if lstm else states[0], weights, stack,
-        batch_first, batch_sizes, own,
+        batch_first, batch_sizes, own, _projection(states),
     )  # fmt: skip
 
 
 def _weights_fit(
-    lstm: bool, input: Tensor, state: Tensor, weights: list[Tensor], stack: functional.StackOptions
+    lstm: bool,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: list[Tensor],
+    stack: functional.StackOptions,
 ) -> bool:
     """Whether a layer could have these states and weights; torch's errors are its own affair."""
-    sets, _, hidden = state.shape
-    directions = 2 if stack.bidirectional else 1
+    sets, _, size = states[0].shape
+    hidden, directions = states[-1].shape[-1], 2 if stack.bidirectional else 1
     rows = (4 if lstm else 3) * hidden
-    biases = [(rows,)] * 2 if stack.bias else []
-    expected = [(rows, input.shape[-1]), (rows, hidden), *biases] * directions
+    others = [(rows, size)] + ([(rows,)] * 2 if stack.bias else [])
+    if size != hidden:
+        others.append((size, hidden))
+    expected = [(rows, input.shape[-1]), *others] * directions
     if stack.num_layers > 1:
-        deeper = [(rows, directions * hidden), (rows, hidden), *biases]
+        deeper = [(rows, directions * size), *others]
         expected += deeper * (directions * (stack.num_layers - 1))
     return sets == stack.num_layers * directions and [w.shape for w in weights] == expected
+
+
+def _projection(states: Sequence[Tensor]) -> int:
+    """proj_size of the layer that has these states."""
+    size = states[0].shape[-1]
+    return 0 if size == states[-1].shape[-1] else size
 
 
 def _judged(
@@ -154,17 +166,17 @@ def _judged(
         len(states) == (2 if lstm else 1)
         and input.dim() == (3 if batch_sizes is None else 2)
         and states[0].dim() == 3
+        and states[0].shape[:2] == states[-1].shape[:2]
         and (batch_sizes is not None or input.shape[0 if batch_first else 1] == states[0].shape[1])
     )
     if not fits:
         return _UNUSUAL
-    if states[0].shape != states[-1].shape:  # the layer is projected
-        return _TORCHS
     steps = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
     cell = "lstm" if lstm else "gru"
     call = choice.call_of(
         cell, input, states, steps, states[0].shape[1], training,
-        packed=batch_sizes is not None, in_one_op=input.is_cpu and inference.is_ready(),
+        projected=_projection(states) > 0, packed=batch_sizes is not None,
+        in_one_op=input.is_cpu and inference.is_ready(),
     )  # fmt: skip
     return _TORCHS if backends.choose(call, True).backend == choice.VENDOR else _OURS
 

@@ -61,11 +61,12 @@ class Range:
 
 
 _ANY = Range()
-_Kind = tuple[bool, str, torch.dtype, bool, bool]  # what is no size of a call
+_Kind = tuple[bool, str, torch.dtype, bool, bool, bool]  # what is no size of a call
 
 
 def _kind(call: Call) -> _Kind:
-    return (call.device == _CPU, call.cell, call.dtype, call.training, call.in_one_op)
+    on_cpu = call.device == _CPU
+    return (on_cpu, call.cell, call.dtype, call.training, call.in_one_op, call.projected)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ class Entry:
         name: of the entry; part of the reason that ``fastrnn info --explain`` prints.
         because: why torch.nn's path is the faster one.
         on_cpu: whether tensors are on the CPU, or on another device.
-        cell, dtype, training, in_one_op, bfloat16_pairs, wide_vectors: None stands for any value;
-            ``bfloat16_pairs`` says whether the processor multiplies bfloat16 numbers in pairs,
-            ``wide_vectors`` whether torch uses AVX-512 there.
+        cell, dtype, training, in_one_op, projected, bfloat16_pairs, wide_vectors: None stands for
+            any value; ``bfloat16_pairs`` says whether the processor multiplies bfloat16 numbers in
+            pairs, ``wide_vectors`` whether torch uses AVX-512 there.
         steps, batch, hidden_size: ranges of T, B and H.
     """
 
@@ -89,6 +90,7 @@ class Entry:
     dtype: torch.dtype | None = None
     training: bool | None = None
     in_one_op: bool | None = None
+    projected: bool | None = False
     bfloat16_pairs: bool | None = None
     wide_vectors: bool | None = None
     steps: Range = _ANY
@@ -114,13 +116,14 @@ class Entry:
 
     def holds_kind(self, kind: _Kind) -> bool:
         """Whether calls of a kind, of some size and on some processor, belong to the class."""
-        on_cpu, cell, dtype, training, in_one_op = kind
+        on_cpu, cell, dtype, training, in_one_op, projected = kind
         return (
             self.on_cpu == on_cpu
             and self.cell in (None, cell)
             and self.dtype in (None, dtype)
             and self.training in (None, training)
             and self.in_one_op in (None, in_one_op)
+            and self.projected in (None, projected)
         )
 
     def overlaps(self, other: Entry) -> bool:
@@ -207,6 +210,7 @@ UNTIMED = Entry(
     "GPU",
     "our GPU kernels have not been timed yet; force a backend of ours to use them",
     on_cpu=False,
+    projected=None,
 )
 
 
@@ -229,6 +233,31 @@ def _short_trainings() -> Iterator[Entry]:
         yield _entry(because, cell, dtype, True, hidden_size, steps, batch)
 
 
+def _projections() -> Iterator[Entry]:
+    """LSTMs with a projection; see :mod:`fastrnn.projections`."""
+    because = "our recurrent weights are larger than torch's, and are computed in each call"
+    classes = (
+        (False, _ANY, Range(0, 8)),
+        (False, Range(128, 224), Range(8, 40)),
+        (False, Range(224), Range(8)),
+        (True, Range(0, 96), Range(0, 3)),
+        (True, Range(96, 192), Range(0, 16)),
+        (True, Range(192, 288), Range(0, 40)),
+        (True, Range(288), _ANY),
+    )
+    for training, hidden_size, steps in classes:
+        sizes = [f"H{hidden_size}"] * (hidden_size != _ANY) + [f"T{steps}"] * (steps != _ANY)
+        yield Entry(
+            ", ".join(["projected LSTM", *sizes, "training" if training else "inference"]),
+            because,
+            cell="LSTM",
+            training=training,
+            projected=True,
+            steps=steps,
+            hidden_size=hidden_size,
+        )
+
+
 TABLE: tuple[Entry, ...] = (
     UNTIMED,
     Entry("T=1", "one step: no weights to keep on chip", in_one_op=False, steps=_ONE),
@@ -249,6 +278,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     *_large_weights(),
     *_short_trainings(),
+    *_projections(),
 )
 
 

@@ -52,7 +52,9 @@ def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
         ({"dtype": torch.bfloat16, "hidden_size": 32}, "cpu"),
         ({"dtype": torch.float16}, "torch"),
         ({"steps": 1}, "torch"),
-        ({"projected": True}, "torch"),
+        ({"projected": True}, "cpu"),
+        ({"projected": True, "steps": 4}, "torch"),
+        ({"projected": True, "transformed": True}, "torch"),
         ({"transformed": True}, "reference"),
         ({"device": "meta"}, "torch"),
     ],
@@ -66,7 +68,7 @@ def test_automatic_choice(changes: dict[str, object], name: str) -> None:
 
 def test_explain_takes_what_a_user_knows() -> None:
     assert explain("GRU", batch=200, hidden_size=128).backend == "cpu"
-    assert "proj_size" in explain("LSTM", batch=2, hidden_size=4, proj_size=2).reason
+    assert "projected" in explain("LSTM", batch=2, hidden_size=512, proj_size=2).reason
     assert "float16" in explain("GRU", batch=2, hidden_size=4, dtype=torch.half).reason
 
 
@@ -124,10 +126,8 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
     ("name", "changes", "reason"),
     [
         ("cpu", {"dtype": torch.float16}, "torch.float16 is not supported"),
-        ("cpu", {"projected": True}, "proj_size > 0 is not supported"),
         ("cpu", {"device": "cuda"}, "tensors are on cuda"),
         ("cpu", {"transformed": True}, "forward-mode gradients and functorch"),
-        ("reference", {"projected": True}, "proj_size > 0 is not supported"),
         ("triton", {}, "tensors are on cpu"),
         ("cuda", {}, "tensors are on cpu"),
         ("cuda", {"device": "cuda", "dtype": torch.float64}, "torch.float64 is not supported"),
@@ -143,9 +143,9 @@ def test_a_forced_backend_says_what_it_does_not_support(
 
 
 def test_a_forced_layer_raises_and_does_not_fall_back() -> None:
-    layer = fastrnn.LSTM(3, 5, proj_size=2)
-    with fastrnn.backend("cpu"), pytest.raises(RuntimeError, match="proj_size"):
-        layer(torch.zeros(4, 2, 3))
+    layer = fastrnn.LSTM(3, 5).half()
+    with fastrnn.backend("cpu"), pytest.raises(RuntimeError, match="float16"):
+        layer(torch.zeros(4, 2, 3).half())
 
 
 ENVIRONMENT = """
@@ -297,7 +297,6 @@ def test_a_new_backend_is_refused_with_its_reason(fake: FakeKernels) -> None:
     for changes, reason in (
         ({"dtype": torch.float64}, r"torch.float64 is not supported \(float32 is\)"),
         ({"device": "cuda"}, "tensors are on cuda"),
-        ({"projected": True}, "proj_size > 0"),
     ):
         wanted = f"backend 'fake' cannot run this call: {reason}"
         with fastrnn.backend("fake"), pytest.raises(RuntimeError, match=wanted):

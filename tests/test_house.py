@@ -23,7 +23,7 @@ MOST_LINES = 400
 LAYER_LIBRARY = {
     "__init__", "_compat", "backends", "checks", "choice", "conversion", "eager", "examples",
     "flops", "freezing", "functional", "gradients", "inference", "info", "layer_ops", "measured",
-    "measuring", "nn", "ops", "patching", "tables", "tuning",
+    "measuring", "nn", "ops", "patching", "projections", "tables", "tuning",
 }  # fmt: skip
 COMMAND = {"__main__", "_signals"}  # python -m fastrnn, and its first lines
 FOLDERS = {"cli", "tasks", "training"}
@@ -41,6 +41,7 @@ PARTS = {
     "fastrnn.info": r"fastrnn\.info",
     "fastrnn.patching": r"fastrnn\.patching",
     "fastrnn.functional": r"fastrnn\.functional",
+    "fastrnn.projections": r"fastrnn\.projections",
     "fastrnn.choice": r"fastrnn\.choice",
     "fastrnn.eager": r"fastrnn\.eager",
     "fastrnn.inference": r"fastrnn\.inference",
@@ -67,7 +68,7 @@ LAYERS = [  # an import goes from a part to itself or to one further down
     {"fastrnn.nn", "fastrnn.patching", "fastrnn.measuring"},
     {"fastrnn.examples"},
     {"fastrnn.functional"},
-    {"fastrnn.eager"},
+    {"fastrnn.eager", "fastrnn.projections"},
     {"fastrnn.ops"},
     {"fastrnn.layer_ops"},
     {"fastrnn.inference"},

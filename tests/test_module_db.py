@@ -65,7 +65,6 @@ def test_sample_inputs(
     seen = 0
     for sample in _samples(info, dtype, training):
         made = sample.constructor_input
-        projected = made.kwargs.get("proj_size", 0) > 0
         wanted = info.module_cls(*made.args, **made.kwargs, dtype=dtype).train(training)
         ours = getattr(peers.library, info.module_cls.__name__)
         found = ours(*made.args, **made.kwargs, dtype=dtype).train(training)
@@ -73,7 +72,7 @@ def test_sample_inputs(
         if forced is None:
             choice: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         else:
-            choice = fastrnn.backend("torch" if projected else forced)
+            choice = fastrnn.backend(forced)
         with choice:
             results = _results(found, sample.forward_input)
         torch.testing.assert_close(results, _results(wanted, sample.forward_input))

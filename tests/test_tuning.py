@@ -28,6 +28,7 @@ def smallest_call(entry: Entry, **changes: Any) -> Call:
         "hidden_size": max(1, entry.hidden_size.least),
         "training": bool(entry.training),
         "in_one_op": bool(entry.in_one_op),
+        "projected": bool(entry.projected),
     }
     return Call(**{**values, **changes})
 

@@ -1,0 +1,179 @@
+"""LSTM layers with a projection, on the kernels of layers without one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastrnn
+from fastrnn import functional
+from fastrnn.examples import TOLERANCES
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights"),
+]
+
+STEPS, BATCH, INPUT, HIDDEN, SIZE = 9, 3, 4, 7, 5
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bias": False},
+    {"bidirectional": True},
+    {"num_layers": 2},
+    {"num_layers": 2, "bidirectional": True, "bias": False},
+]
+LAYOUTS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
+forced = pytest.mark.parametrize("backend", ["cpu", "reference"])
+
+
+def pair(dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
+    """fastrnn's and torch.nn's layer with the same weights."""
+    torch.manual_seed(0)
+    options = {"proj_size": SIZE, "dtype": dtype} | options
+    theirs = nn.LSTM(INPUT, HIDDEN, **options)
+    ours = fastrnn.LSTM(INPUT, HIDDEN, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def data(layout: str = "padded", dtype: torch.dtype = torch.float64) -> Any:
+    torch.manual_seed(1)
+    x = torch.randn(STEPS, BATCH, INPUT, dtype=dtype)
+    if layout == "batch_first":
+        return x.transpose(0, 1).contiguous()
+    if layout == "unbatched":
+        return x[:, 0]
+    if layout in ("packed", "unsorted"):
+        lengths = torch.tensor([STEPS, 4, 1] if layout == "packed" else [4, STEPS, 1])
+        return pack_padded_sequence(x, lengths, enforce_sorted=layout == "packed")
+    return x
+
+
+def initial(layer: Any, layout: str = "padded") -> tuple[Tensor, Tensor]:
+    sets = layer.num_layers * (1 + layer.bidirectional)
+    states = (
+        torch.randn(sets, BATCH, SIZE, dtype=torch.float64, requires_grad=True),
+        torch.randn(sets, BATCH, HIDDEN, dtype=torch.float64, requires_grad=True),
+    )
+    return (states[0][:, 0], states[1][:, 0]) if layout == "unbatched" else states
+
+
+def results(layer: Any, x: Any, hx: Any = None) -> list[Tensor]:
+    """Output, states and gradients."""
+    y, (h_n, c_n) = layer(x, hx)
+    y = y.data if isinstance(y, PackedSequence) else y
+    loss = sum((t * torch.linspace(1, 2, t.numel()).view_as(t)).sum() for t in (y, h_n, c_n))
+    assert isinstance(loss, Tensor)
+    inputs = [*layer.parameters(), *(t for t in hx or () if t.requires_grad)]
+    return [y, h_n, c_n, *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["zero", "states"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
+@forced
+def test_numbers_and_gradients(
+    backend: str, options: dict[str, Any], layout: str, given: bool
+) -> None:
+    ours, theirs = pair(batch_first=layout == "batch_first", **options)
+    x, hx = data(layout), initial(ours, layout) if given else None
+    wanted = results(theirs, x, hx)
+    with fastrnn.backend(backend):
+        torch.testing.assert_close(results(ours, x, hx), wanted)
+        with torch.no_grad():
+            y, states = ours(x, hx)
+    y = y.data if isinstance(y, PackedSequence) else y
+    torch.testing.assert_close([y, *states], wanted[:3])
+
+
+def test_states_of_zeros_get_gradients() -> None:
+    ours, theirs = pair()
+    hx = tuple(torch.zeros_like(t, requires_grad=True) for t in initial(ours))
+    with fastrnn.backend("cpu"):
+        torch.testing.assert_close(results(ours, data(), hx), results(theirs, data(), hx))
+
+
+def test_one_row_of_states_is_not_taken_for_zeros() -> None:
+    ours, theirs = pair()
+    h0 = torch.zeros(1, BATCH, SIZE, dtype=torch.float64)
+    h0[0, -1, -1] = 0.5
+    hx = (h0, torch.zeros(1, BATCH, HIDDEN, dtype=torch.float64))
+    with fastrnn.backend("cpu"), torch.no_grad():
+        torch.testing.assert_close(ours(data(), hx), theirs(data(), hx))
+
+
+def test_second_derivatives() -> None:
+    ours, theirs = pair()
+    found = []
+    for layer in (ours, theirs):
+        x = data()[:3].requires_grad_()
+        with fastrnn.backend("reference" if layer is ours else "torch"):
+            (first,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), [x, *layer.parameters()]))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rounding(dtype: torch.dtype) -> None:
+    """As close to float64 as the tolerances allow layers without a projection to be."""
+    ours, _ = pair(dtype)
+    exact = copy.deepcopy(ours).double()
+    x = data(dtype=dtype)
+    with fastrnn.backend("cpu"):
+        found, wanted = results(ours, x), results(exact, x.double())
+    outputs, gradients = TOLERANCES[str(dtype).removeprefix("torch.")]
+    for number, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        error = (a.double() - b).norm() / b.norm()
+        assert error <= (outputs if number < 3 else gradients)
+
+
+def test_dropout_between_layers_draws_torchs_numbers() -> None:
+    found = []
+    for layer in pair(num_layers=3, dropout=0.5):
+        torch.manual_seed(2)
+        with fastrnn.backend("cpu" if isinstance(layer, fastrnn.LSTM) else "torch"):
+            found.append(results(layer, data()))
+    torch.testing.assert_close(*found)
+
+
+def test_autocast_leaves_torchs_dtypes() -> None:
+    ours, theirs = pair(torch.float32)
+    x = data(dtype=torch.float32)
+    with torch.autocast("cpu"):
+        found, wanted = (layer(x) for layer in (ours, theirs))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("h0", (1, BATCH, SIZE - 1)),
+        ("h0", (1, BATCH + 1, SIZE)),
+        ("w_hh", (4 * HIDDEN, SIZE + 1)),
+        ("w_hr", (SIZE, HIDDEN + 1)),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> None:
+    layer, x = fastrnn.LSTM(INPUT, HIDDEN, proj_size=SIZE), data(dtype=torch.float32)
+    weights = dict(zip(("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"), layer.parameters(), strict=True))
+    tensors = weights | {"h0": torch.zeros(1, BATCH, SIZE)} | {name: torch.zeros(shape)}
+    h0, c0 = tensors.pop("h0"), torch.zeros(1, BATCH, HIDDEN)
+    wanted = "h0|w_hh" if name == "h0" else name  # a narrower h0 reads like wider weights
+    with fastrnn.backend("cpu"), pytest.raises(RuntimeError, match=f"projected LSTM: ({wanted})"):
+        functional.lstm(x, (h0, c0), [*tensors.values()], proj_size=SIZE)
+
+
+def test_graphs_hold_torchs_own_operator() -> None:
+    """No machine's choice; a graph may run anywhere."""
+    ours, theirs = pair(torch.float32)
+    x = data(dtype=torch.float32)
+    for layer in (ours, theirs):
+        exported = torch.export.export(layer.eval(), (x,))
+        assert "fastrnn" not in exported.graph_module.code
+        torch.testing.assert_close(exported.module()(x), theirs(x))
