@@ -48,6 +48,7 @@ import torch
 TABLE = Path(__file__).with_name("step_costs.json")
 STEPS_A_TURN = 2
 SMS = 132
+LANES: dict[int | str, int] = {"gfx942": 64, "gfx1100": 32}  # of AMD's GPUs; NVIDIA's: 32
 _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
@@ -65,7 +66,7 @@ class Case:
         batch: B, on which the plan depends.
         features: input size; a wide input is projected before the kernel.
         packed: with a PackedSequence's layout.
-        arch: compute capability times 10, or gfx942.
+        arch: compute capability times 10, or a key of LANES.
         tf32: the step kernels' float32 products use TF32.
         layers: of the pixel kernel's stack.
     """
@@ -117,7 +118,8 @@ def cases() -> Iterator[Case]:
     for cell in ("lstm", "gru"):
         for way in ("inference", "backward"):
             for hidden in (32, 64):
-                yield Case(cell, way, single, hidden, 200, arch="gfx942")
+                for arch in LANES:
+                    yield Case(cell, way, single, hidden, 200, arch=arch)
 
     yield from step_cases()
     yield from pixel_cases()
@@ -128,7 +130,7 @@ def pixel_cases() -> Iterator[Case]:
     for cell in ("lstm", "gru"):
         for hidden, batch in ((32, 100), (32, 1000), (64, 100), (64, 1000)):
             yield Case(cell, "draw", torch.float32, hidden, batch)
-        for arch in (80, 90, "gfx942"):
+        for arch in (80, 90, *LANES):
             yield Case(cell, "draw", torch.float32, 32, 1000, layers=3, arch=arch)
 
 
@@ -147,14 +149,15 @@ def step_cases() -> Iterator[Case]:
         for way in ("cell_forward", "steps_forward", "steps_backward"):
             yield Case(cell, way, half, 512, 64, 28, arch=80)
             yield Case(cell, way, half, 512, 64, 28, packed=True)
-            yield Case(cell, way, half, 512, 64, 28, arch="gfx942")
+            for amd in LANES:
+                yield Case(cell, way, half, 512, 64, 28, arch=amd)
 
 
 def plan(case: Case) -> Any:
     """The plan that is chosen for a case."""
     from fastrnn.kernels.triton.plans import Processor, choose_plan, choose_step_plan
 
-    processor = Processor(SMS, 32 if isinstance(case.arch, int) else 64)
+    processor = Processor(SMS, LANES.get(case.arch, 32), isinstance(case.arch, int))
     if case.stepwise:
         return choose_step_plan(case.hidden, case.batch, case.dtype, processor, case.tf32)
     batch = case.batch if case.layers == 1 else 1
@@ -251,7 +254,7 @@ def _compile(case: Case) -> Any:
         for name in kernel.arg_names
     }
     nvidia = isinstance(case.arch, int)
-    target = GPUTarget("cuda", case.arch, 32) if nvidia else GPUTarget("hip", case.arch, 64)
+    target = GPUTarget("cuda" if nvidia else "hip", case.arch, LANES.get(case.arch, 32))
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())

@@ -26,6 +26,7 @@ COMPILED = [
     Case("gru", "backward", HALF, 64, 500),
     Case("lstm", "forward", HALF, 128, 500, arch=80),
     Case("gru", "backward", WHOLE, 64, 200, arch="gfx942"),
+    Case("lstm", "backward", WHOLE, 64, 200, arch="gfx1100"),
     Case("lstm", "cell_forward", torch.float16, 512, 64, 28),
     Case("gru", "steps_backward", torch.float16, 1024, 500, 1024),
     Case("lstm", "steps_forward", torch.float16, 512, 64, 28, arch="gfx942"),
@@ -64,7 +65,7 @@ def test_the_table_has_step_kernels_that_fit_on_any_gpu(case: Case) -> None:
 def test_the_table_has_one_barrier_a_pixel_and_layer_and_no_spills(case: Case) -> None:
     row = TABLE["cases"][case.name]
     assert row["spills"] == 0
-    if case.arch != "gfx942":
+    if isinstance(case.arch, int):
         assert row["barriers"] == case.layers
         assert row["loads"] == step_costs.plan(case).rows
 
@@ -73,7 +74,7 @@ def test_the_table_has_one_barrier_a_pixel_and_layer_and_no_spills(case: Case) -
 def test_the_table_has_no_spills_one_barrier_a_step_and_no_weights_in_the_loop(case: Case) -> None:
     row = TABLE["cases"][case.name]
     assert row["spills"] == 0
-    if case.arch == "gfx942":
+    if not isinstance(case.arch, int):
         return
     assert row["barriers"] == 1
     assert row["shared"] <= SHARED

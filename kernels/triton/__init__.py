@@ -19,8 +19,7 @@ def load_error() -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no GPU"
     if torch.version.hip is not None:
-        lanes = torch.cuda.get_device_properties().warp_size
-        return None if lanes == 64 else f"AMD GPUs of 64 lanes a wavefront are needed, not {lanes}"
+        return None
     if (found := torch.cuda.get_device_capability()) < (8, 0):
         return f"compute capability 8.0 or newer is needed, not {found[0]}.{found[1]}"
     return None

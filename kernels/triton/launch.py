@@ -27,7 +27,8 @@ def processor(device: torch.device) -> Processor:
     if INTERPRETED:
         return Processor(132)
     properties = torch.cuda.get_device_properties(device)
-    return Processor(properties.multi_processor_count, properties.warp_size)
+    sms, lanes = properties.multi_processor_count, properties.warp_size
+    return Processor(sms, lanes, torch.version.hip is None)
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

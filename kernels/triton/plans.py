@@ -36,11 +36,13 @@ class Processor(NamedTuple):
 
     Attributes:
         multiprocessors: how many it has.
-        lanes: threads per warp: 32, or 64 on AMD GPUs.
+        lanes: threads per warp: 32, or 64 on AMD's data-centre GPUs.
+        nvidia: whether NVIDIA made it, so that it has the tensor form and PTX; otherwise AMD.
     """
 
     multiprocessors: int
     lanes: int = 32
+    nvidia: bool = True
 
 
 # --- whole sequences ------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ class Plan:
 
 def fits_on_chip(hidden_size: int, dtype: torch.dtype, processor: Processor) -> bool:
     """Whether the registers of a multiprocessor, 64 Ki words, hold the recurrent weights."""
-    return hidden_size <= (128 if dtype in _HALF and processor.lanes == 32 else 64)
+    return hidden_size <= (128 if dtype in _HALF and processor.nvidia else 64)
 
 
 def choose_plan(
@@ -180,7 +182,8 @@ def choose_plan(
     rows, and less than twice that for 8. So a small batch takes the vector form. Fewer lanes per
     unit are fewer instructions in all, more are a shorter chain; an estimate from the machine code
     decided between them. With two rows per program, the whole batch is on the chip at once where a
-    multiprocessor (SM) has room for only two programs. AMD GPUs have the vector form only.
+    multiprocessor (SM) has room for only two programs. AMD GPUs have the vector form only, with
+    twice the lanes per unit.
 
     Up to 4 × SMs sequences, `Plan.free` holds, except with two rows and for pixels.
 
@@ -191,24 +194,24 @@ def choose_plan(
         processor: the GPU.
         way: the kernel: forward, backward or pixels.
     """
-    sms, lanes = processor
+    sms, lanes, nvidia = processor
     units = next(u for u in (32, 64, 128) if hidden_size <= u)
     half = dtype in _HALF
-    portable = INTERPRETED or lanes != 32
+    portable = INTERPRETED or not nvidia
     math = "portable" if portable else "fast" if half else "exact"
     free = way != "pixels" and not portable and batch <= 4 * sms
     crowded = batch > (4 if units == 32 else 1) * sms
-    if half and lanes == 32 and (units == 128 or crowded):
+    if half and nvidia and (units == 128 or crowded):
         rows = 4 if batch <= 4 * sms else 8
         return Plan(units, rows, 0, units // 16, math, lanes, free)
     few = batch <= 2 * sms
     rows = 1 if units == 32 or few else 2
     split = 2
-    if units == 32 and way == "backward" and half and lanes == 32:
+    if units == 32 and way == "backward" and half and nvidia:
         split = 1
     elif units == 32 and way != "forward" and few:
         split = 4
-    split = split * lanes // 32
+    split *= 1 if nvidia else 2
     return Plan(units, rows, split, units * split // lanes, math, lanes, free and rows == 1)
 
 
@@ -276,14 +279,16 @@ def choose_step_plan(
         processor: the GPU.
         tf32: whether float32 products may use TF32.
     """
-    sms, lanes = processor
+    sms, lanes, nvidia = processor
     precision = "tf32" if tf32 and dtype == torch.float32 else "ieee"
     if batch <= 4:
         rows = 1 << (batch - 1).bit_length()
         sizes = [(rows, units, min(256, 1024 // (rows * units)), 4) for units in (4, 8, 16)]
     else:
         sizes = _STEP_SIZES[precision if dtype == torch.float32 else "half"]
-        sizes = sizes if lanes == 32 else sizes[:1]
+        if not nvidia:  # 32 lanes have half the registers for the smallest operands
+            rows, units, depth, warps = sizes[0]
+            sizes = [(rows, units, min(depth, 128 if lanes == 64 else 32), warps)]
 
     def programs(rows: int, units: int) -> int:
         return -(-batch // rows) * -(-hidden_size // units)
