@@ -1,8 +1,9 @@
-"""Peak memory of one training step, measured in a process of its own.
+"""Memory of one training step: its peak, and what it keeps from forward to backward.
 
-``python -m benchmarks.memory torch '{"cell": "LSTM", …}'`` prints bytes. The count starts once the
-module and its input exist. On CPU it is the growth of the resident set to its peak (Linux only), on
-CUDA the growth of what torch's allocator has handed out.
+``python -m benchmarks.memory torch '{"cell": "LSTM", …}'`` prints the peak in bytes, measured in
+this process. The count starts once the module and its input exist. On CPU it is the growth of the
+resident set to its peak (Linux only), on CUDA the growth of what torch's allocator has handed out.
+``--kept`` in front prints what autograd keeps instead.
 """
 
 import ctypes
@@ -31,6 +32,25 @@ def peak_memory(case: Case, peer: str, backend: str | None = None) -> int:
     command = [sys.executable, "-m", __name__, peer, json.dumps(asdict(case))]
     environment = os.environ | ({"FASTRNN_BACKEND": backend} if backend else {})
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+
+def kept_for_backward(case: Case, peer: str) -> int:
+    """Bytes that autograd keeps from forward to backward, without the parameters.
+
+    What cuDNN needs for backward, its reserve space, is one of torch's tensors and counts.
+    """
+    subject = build(case, peer)
+    kept: dict[int, torch.Tensor] = {}  # by address; held, so that no address is used again
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept[t.data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        result = subject.module(subject.x)
+    parameters = {p.data_ptr() for p in subject.parameters}
+    del result
+    return sum(t.nbytes for address, t in kept.items() if address not in parameters)
 
 
 def _growth(case: Case, peer: str) -> int:
@@ -62,7 +82,9 @@ def _status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    peer, case = sys.argv[1:]
+    *option, peer, case = sys.argv[1:]
+    if option not in ([], ["--kept"]):
+        raise SystemExit(f"unknown option {option[0]!r}; expected --kept")
     if peer not in PEERS:
         raise SystemExit(f"unknown peer {peer!r}; expected one of {', '.join(PEERS)}")
-    print(_growth(Case(**json.loads(case)), peer))
+    print((kept_for_backward if option == ["--kept"] else _growth)(Case(**json.loads(case)), peer))

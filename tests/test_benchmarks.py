@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import compare, heatmap, import_time, measure, report, sweep
-from benchmarks.cases import GRIDS, Case
-from benchmarks.memory import peak_memory
+from benchmarks.cases import DTYPES, GRIDS, Case
+from benchmarks.memory import kept_for_backward, peak_memory
 from tests import oracle
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +147,17 @@ def test_peak_memory_holds_at_least_the_saved_gates() -> None:
     case = Case("LSTM", batch=64, steps=256, input=1, hidden=64, mode="training")
     saved_gates = 64 * 256 * 4 * 64 * 4
     assert peak_memory(case, "fastrnn") >= saved_gates
+
+
+@pytest.mark.parametrize(("cell", "numbers"), [("LSTM", 6), ("GRU", 5)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_backward_is_given_the_numbers_that_the_documentation_counts(
+    cell: str, numbers: int, dtype: str
+) -> None:
+    case = Case(cell, batch=64, steps=100, input=1, hidden=64, mode="training", dtype=dtype)
+    count = kept_for_backward(case, "fastrnn") // DTYPES[dtype].itemsize
+    rest = count - numbers * 64 * 100 * 64
+    assert 0 <= rest <= 64 * 100 + 2 * 64 * 64  # the input, and the states before the first step
 
 
 def test_pytest_benchmark_cases_run() -> None:
