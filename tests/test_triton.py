@@ -76,6 +76,7 @@ def cases() -> Iterator[Case]:
         yield Case(cell, WHOLE, 5, 3, 1, 63)
         yield Case(cell, WHOLE, 4, 3, 3, 5, packed=True, reverse=True)
         yield Case(cell, WHOLE, 3, 3, 28, 32, packed=True, sms=1)
+        yield Case(cell, WHOLE, 3, 2, 1, 7, sms=0)
         yield Case(cell, WHOLE, 2, 3, 1, 33, reverse=True, bias=False, sms=1)
         yield Case(cell, WHOLE, 4, 1, 1, 32, scale=100)
         yield Case(cell, HALF, 3, 2, 1, 20)
@@ -335,7 +336,7 @@ def test_interpreted_cases_reach_every_form_of_a_whole_sequence(cell: str) -> No
         if fits_on_chip(hidden, dtype, Processor(sms)):
             for way in ("forward", "backward"):
                 plan = choose_plan(hidden, batch, dtype, Processor(sms), way)
-                yield way, plan.units, plan.rows, plan.split
+                yield way, plan.units, plan.rows, plan.split, plan.free
 
     sizes = itertools.product((32, 64, 128), (1, 132, 264, 528, 2000), (WHOLE, HALF))
     every = {form for size in sizes for form in forms(132, *size)}

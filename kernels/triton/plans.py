@@ -199,7 +199,7 @@ def choose_plan(
     half = dtype in _HALF
     portable = INTERPRETED or not nvidia
     math = "portable" if portable else "fast" if half else "exact"
-    free = way != "pixels" and not portable and batch <= 4 * sms
+    free = way != "pixels" and nvidia and batch <= 4 * sms
     crowded = batch > (4 if units == 32 else 1) * sms
     if half and nvidia and (units == 128 or crowded):
         rows = 4 if batch <= 4 * sms else 8

@@ -206,12 +206,11 @@ def _factors(saved, after, E: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr)
 def _products(w, shared, operands, P: tl.constexpr):
     """Each gate's share of the product, as far as a thread can sum it: all are under way at once.
 
-    `operands` are the gates' gradients as the product reads them, if `P.early`; otherwise they are
-    read here.
+    `operands` are the gates' gradients as the product reads them, or (): then they are read here.
     """
     parts = ()
     for g in gl.static_range(len(w)):
-        operand = operands[g] if P.early else shared[g].load(P.operand)
+        operand = operands[g] if len(operands) > 0 else shared[g].load(P.operand)
         parts = parts + (partial(w[g], operand, P),)
     return parts
 
@@ -231,7 +230,7 @@ def _backward_step(
         share(shared[g], d[4 - len(w) + g], P)  # of a GRU not dn: n has no share of h
     mask = store_mask(t, length, real, lengths)
     operands = ()
-    if P.early:
+    if P.early and P.free:  # otherwise other programs on the multiprocessor fill the wait
         for g in gl.static_range(len(w)):
             operands = operands + (shared[g].load(P.operand),)
     store(dgates + r * (4 * H), at_gates, d, mask, H, P)
