@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from fastrnn import choice, eager, inference, ops
+from fastrnn import choice, eager, inference, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
 from fastrnn._compat import transforms_active
 from fastrnn.choice import VENDOR
 from fastrnn.gradients import differentiable
@@ -129,7 +129,7 @@ def run_stack(
     ordinary = choice.is_ordinary()
     if proj_size and not ordinary and choice.leaves_projections_to_torch(input):
         return _vendor(vendor, input, states, weights, options, batch_first, batch_sizes)
-    if ordinary and not proj_size and not (dropout and training and num_layers > 1):
+    if ordinary and not (dropout and training and num_layers > 1):
         results = inference.run(
             cell, input, states, weights, bias, num_layers, bidirectional, batch_first, batch_sizes
         )
@@ -159,8 +159,8 @@ def run_stack(
     if backend == VENDOR:
         hx = states if cell == "lstm" else states[0]
         return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
-    if (ordinary or (save and choice.is_direct())) and choice.are_plain(tensors):
-        op = eager.operation(cell) if save else ops.FORWARD_KERNELS[cell]
+    if save and (ordinary or choice.is_direct()) and choice.are_plain(tensors):
+        op = eager.operation(cell)
     else:
         op = _operation(cell, transformed)
     if proj_size:

@@ -46,6 +46,7 @@ def _choose(call: stack.StackCall) -> bool:
             input_size=call.input_size,
             hidden_size=call.hidden_size,
             training=False,
+            projected=call.proj_size > 0,
             packed=bool(call.packed),
         )
     )
@@ -84,7 +85,8 @@ def run(
     if choice.trains(weights):
         return None  # the usual call of a training loop
     steps = 0 if batch_sizes is None else batch_sizes.shape[0]
-    kind = (cell, input.shape, states[0].shape, steps, batch_first, input.dtype)
+    sizes = [state.shape for state in states]
+    kind = (cell, input.shape, *sizes, steps, batch_first, input.dtype)
     if kind in _declined or not _may_run(input, states, weights):
         return None
     options = stack.options(CELLS[cell].code == _GRU, bias, bidirectional, batch_first, num_layers)

@@ -1,5 +1,8 @@
 """Projected LSTM layers (``proj_size``), run as layers without a projection.
 
+This is for training, and for backends that have no kernel for a projection. Inference on CPUs has
+one, see :mod:`fastrnn.inference`.
+
 A projected layer's h_t is ``W_hr m_t`` with ``m_t = o_t * tanh(c_t)``, and m_t is what a layer
 without a projection calls h_t. Its recurrent product ``W_hh h_t`` equals ``(W_hh W_hr) m_t``. So an
 ordinary layer with ``W_hh W_hr`` as its recurrent weights computes all m_t and c_t, and one product

@@ -48,9 +48,12 @@ class StackCall(NamedTuple):
     batch: int
     input_size: int
     hidden_size: int
+    proj_size: int
 
 
-_CPU_FUNCTIONS = ("forward", "backward", "prepacked_bytes", "forward_prepacked")
+_CPU_FUNCTIONS = (
+    "forward", "backward", "prepacked_bytes", "forward_prepacked", "forward_projected",
+)  # fmt: skip
 
 
 class _CpuFunctions(ctypes.Structure):

@@ -52,8 +52,10 @@ def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
         ({"dtype": torch.bfloat16, "hidden_size": 32}, "cpu"),
         ({"dtype": torch.float16}, "torch"),
         ({"steps": 1}, "torch"),
-        ({"projected": True}, "cpu"),
-        ({"projected": True, "steps": 4}, "torch"),
+        ({"projected": True}, "torch"),
+        ({"projected": True, "in_one_op": True}, "cpu"),
+        ({"projected": True, "training": True, "hidden_size": 64}, "cpu"),
+        ({"projected": True, "training": True, "hidden_size": 512}, "torch"),
         ({"projected": True, "transformed": True}, "torch"),
         ({"transformed": True}, "reference"),
         ({"device": "meta"}, "torch"),
@@ -68,7 +70,9 @@ def test_automatic_choice(changes: dict[str, object], name: str) -> None:
 
 def test_explain_takes_what_a_user_knows() -> None:
     assert explain("GRU", batch=200, hidden_size=128).backend == "cpu"
-    assert "projected" in explain("LSTM", batch=2, hidden_size=512, proj_size=2).reason
+    assert explain("LSTM", batch=2, hidden_size=512, proj_size=2).backend == "cpu"
+    found = explain("LSTM", batch=2, hidden_size=512, proj_size=2, training=True)
+    assert "projected" in found.reason
     assert "float16" in explain("GRU", batch=2, hidden_size=4, dtype=torch.half).reason
 
 

@@ -1,4 +1,4 @@
-"""LSTM layers with a projection, on the kernels of layers without one."""
+"""LSTM layers with a projection, on a kernel of their own and on those of layers without one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn import functional
+from fastrnn import functional, inference
 from fastrnn.examples import TOLERANCES
 
 pytestmark = [
@@ -90,6 +90,46 @@ def test_numbers_and_gradients(
             y, states = ours(x, hx)
     y = y.data if isinstance(y, PackedSequence) else y
     torch.testing.assert_close([y, *states], wanted[:3])
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["zero", "states"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
+def test_inference_in_one_op(
+    options: dict[str, Any], layout: str, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, run = [], inference.run
+
+    def noted(*args: Any) -> Any:
+        ran.append(run(*args))
+        return ran[-1]
+
+    monkeypatch.setattr(inference, "run", noted)
+    ours, theirs = pair(batch_first=layout == "batch_first", **options)
+    x, hx = data(layout), initial(ours, layout) if given else None
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, hx), theirs(x, hx))
+    assert ran[0] is not None
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize(("steps", "hidden", "size"), [(40, 33, 8), (2, 300, 150), (1, 130, 3)])
+def test_rounding_in_inference(dtype: str, steps: int, hidden: int, size: int) -> None:
+    torch.manual_seed(0)
+    layer = fastrnn.LSTM(INPUT, hidden, proj_size=size, dtype=getattr(torch, dtype))
+    x = torch.randn(steps, 10, INPUT).to(getattr(torch, dtype))
+    with torch.no_grad():
+        found, wanted = layer(x)[0].double(), copy.deepcopy(layer).double()(x.double())[0]
+    assert (found - wanted).norm() <= TOLERANCES[dtype][0] * wanted.norm()
+
+
+def test_a_row_keeps_its_bits_in_every_batch() -> None:
+    layer = fastrnn.LSTM(INPUT, 70, proj_size=20)
+    for steps in (1, 12):  # weights read in place, and packed
+        x = torch.randn(steps, 40, INPUT)
+        with torch.no_grad():
+            y = layer(x)[0]
+            assert all(torch.equal(layer(x[:, [b]])[0], y[:, [b]]) for b in range(40))
 
 
 def test_states_of_zeros_get_gradients() -> None:

@@ -192,7 +192,7 @@ int main(int count, char **arguments) {
   for (int cell : {FASTRNN_LSTM, FASTRNN_GRU})
     for (const int64_t *size : alone)
       check_shape({cell, size[0], 9, size[1], size[2], false, false, true}, check_rows_alone);
-  shapes += check_pixels();
+  shapes += check_projections() + check_pixels();
   check_grid();
   check_activations();
   check_cuda_activations();

@@ -26,8 +26,9 @@ inline bool skip_shape() {
   return shapes++ % thinning != 0;
 }
 
-// Each prints and counts its failures. check_pixels returns the number of shapes it has checked.
+// Each prints and counts its failures; an int is the number of shapes that were checked.
 int check_pixels();
+int check_projections();
 void check_activations();
 void check_cuda_activations();
 void check_grid();

@@ -78,7 +78,8 @@ int run(const fastrnn_problem &p, Job job, const Level &level = current_level())
   job.problem = &p;
   job.walk = walk_of(p, offsets.as<int64_t>());
   const int lanes = level.vector_bytes / (p.dtype == FASTRNN_FLOAT64 ? 8 : 4);
-  job.in_place = reads_in_place(p);
+  // Products in place take whole vectors.
+  job.in_place = reads_in_place(p) && (!job.w_hr || job.proj_size >= lanes);
   for (int threads = p.threads, team;; threads = team) {
     job.grid = choose_grid(p, lanes, threads, job.prepacked != nullptr);
     if (const int error = run_on_grid(job, level, &team)) return error;
@@ -86,15 +87,14 @@ int run(const fastrnn_problem &p, Job job, const Level &level = current_level())
   }
 }
 
-int run_forward(const fastrnn_problem &p, const fastrnn_forward_arrays &a, char *prepacked,
+int run_forward(const fastrnn_problem &p, const fastrnn_forward_arrays &a, Job job,
                 const Level &level) {
-  const size_t hidden = element_bytes(p.dtype) * size_t(p.hidden_size * total_rows(p));
-  prefer_large_pages(a.y, hidden);
+  const size_t column = element_bytes(p.dtype) * size_t(total_rows(p));
+  const size_t hidden = column * size_t(p.hidden_size);
+  prefer_large_pages(a.y, job.w_hr ? column * size_t(job.proj_size) : hidden);
   prefer_large_pages(a.gates, 4 * hidden);
   prefer_large_pages(a.cells, hidden);
-  Job job{};
   job.forward = &a;
-  job.prepacked = prepacked;
   return run(p, job, level);
 }
 
@@ -144,7 +144,21 @@ int fastrnn_cpu_forward(const fastrnn_problem *problem, const fastrnn_forward_ar
   return run_call(check(problem), problem, arrays, [](const auto &p, const auto &a) {
     if (const int error = check(p, a)) return error;
     if (const int error = check_weights(a)) return error;
-    return run_forward(p, a, nullptr, current_level());
+    return run_forward(p, a, Job{}, current_level());
+  });
+}
+
+int fastrnn_cpu_forward_projected(const fastrnn_problem *problem,
+                                  const fastrnn_forward_arrays *arrays, const void *w_hr,
+                                  int64_t proj_size) {
+  return run_call(check(problem), problem, arrays, [=](const auto &p, const auto &a) {
+    if (const int error = check(p, a)) return error;
+    if (const int error = check_weights(a)) return error;
+    if (p.cell != FASTRNN_LSTM || !w_hr || proj_size < 1 || a.gates)
+      return int(FASTRNN_ERROR_ARGUMENT);
+    Job job{};
+    job.w_hr = w_hr, job.proj_size = proj_size;
+    return run_forward(p, a, job, current_level());
   });
 }
 
@@ -170,8 +184,9 @@ int fastrnn_cpu_forward_prepacked(const fastrnn_problem *problem,
     const auto *header = static_cast<const PrepackedHeader *>(prepacked);
     const Level *level = header->level_for(p);
     if (!level) return int(FASTRNN_ERROR_ARGUMENT);
-    return run_forward(p, a, reinterpret_cast<char *>(const_cast<PrepackedHeader *>(header + 1)),
-                       *level);
+    Job job{};
+    job.prepacked = reinterpret_cast<char *>(const_cast<PrepackedHeader *>(header + 1));
+    return run_forward(p, a, job, *level);
   });
 }
 

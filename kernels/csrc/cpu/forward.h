@@ -3,7 +3,8 @@
 // A step multiplies the old h by the recurrent weights, panel by panel. A panel is one vector of
 // hidden units with all its gates, so the cell's arithmetic follows in the same pass, in registers.
 // The step also projects a narrow input. A wide input is projected several steps at a time, in a
-// larger product.
+// larger product. If the layer has a projection, one more product makes the new h of the step's
+// results, which then are not h itself.
 #pragma once
 
 #include "in_place.h"
@@ -16,6 +17,10 @@ constexpr int64_t kNarrowInput = 32;             // widest input that is project
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
 constexpr int64_t kMaxCachedBytes = 4 << 20;  // of results that stay in a cache until they are read
 
+struct Projection {  // as a cell of one gate, for packing its weights
+  static constexpr int kGates = 1;
+};
+
 template <class Cell, class S>
 class Forward : Share<S> {
   using Base = Share<S>;
@@ -25,6 +30,7 @@ class Forward : Share<S> {
       Base::walk_;
   using CellPanel = Panel<Cell, S>;
   static constexpr int G = Cell::kGates, kTile = tile_rows(G), kInPlaceTile = tile_rows(4);
+  static constexpr bool kMayProject = Cell::kHasCell;
 
  public:
   static size_t scratch(const Job &job) { return Forward(job, 0, nullptr).used_; }
@@ -34,12 +40,17 @@ class Forward : Share<S> {
   Forward(const Job &job, int thread, char *block)
       : Base(job, thread), arrays_(*job.forward), prepacked_(job.prepacked),
         in_place_(job.in_place && !prepacked_), narrow_(I <= kNarrowInput),
-        streams_(large_results()) {
+        projects_(kMayProject && job.w_hr), streams_(large_results()),
+        P(projects_ ? job.proj_size : H), h_panels_((P + lanes - 1) / lanes),
+        h_begin_(h_panels_ * this->column_ / this->columns_),
+        h_end_(h_panels_ * (this->column_ + 1) / this->columns_) {
     Arena arena(block);
     const PackedWeights<Cell, S> ready(job.prepacked, H, I);
-    w_hh_ = prepacked_ ? ready.w_hh : arena.take<C>(in_place_ ? 0 : panels_ * H * G * lanes);
+    w_hh_ = prepacked_ ? ready.w_hh : arena.take<C>(in_place_ ? 0 : panels_ * P * G * lanes);
     bias_ = prepacked_ ? ready.bias : arena.take<C>(panels_ * 4 * lanes);
-    for (C *&h : h_) h = arena.take<C>(walk_.batch * panels_ * lanes);
+    for (C *&h : h_) h = arena.take<C>(walk_.batch * h_panels_ * lanes);
+    m_ = arena.take<C>(projects_ ? walk_.batch * panels_ * lanes : 0);
+    w_hr_ = arena.take<C>(projects_ && !in_place_ ? h_panels_ * H * lanes : 0);
     c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * panels_ * lanes : 0);
 
     const int64_t sequences = this->max_sequences();
@@ -65,6 +76,10 @@ class Forward : Share<S> {
     for (int64_t s = 0; s < walk_.steps; ++s) {
       if (!narrow_ && s % steps_ahead_ == 0) project(s);
       step(s);
+      if (projects_) {
+        this->barrier_group();
+        project_states(s);
+      }
       this->barrier_group();
     }
     store_states();
@@ -74,7 +89,8 @@ class Forward : Share<S> {
   // Whether y, gates and cells consist of whole cache lines and are too large for a cache.
   bool large_results() const {
     const int64_t bytes = walk_.offset(walk_.steps) * H * int64_t(sizeof(S));
-    return kWholeLines<S> && H % lanes == 0 && bytes * (arrays_.gates ? 5 : 1) > kMaxCachedBytes &&
+    return !projects_ && kWholeLines<S> && H % lanes == 0 &&
+           bytes * (arrays_.gates ? 5 : 1) > kMaxCachedBytes &&
            (uintptr_t(arrays_.y) | uintptr_t(arrays_.gates) | uintptr_t(arrays_.cells)) % 64 == 0;
   }
 
@@ -94,9 +110,11 @@ class Forward : Share<S> {
     for (int64_t p = thread_; p < panels_; p += job_.grid.threads()) {
       CellPanel::pack_biases(bias_ + p * 4 * lanes, b_ih, b_hh, H, p);
       if (job_.grid.row_groups == 1) continue;
-      if (!in_place_) pack_panel(w_hh_, arrays_.w_hh, H, p);
+      if (!in_place_) pack_panel(w_hh_, arrays_.w_hh, P, p);
       if (packs_input_) pack_panel(w_ih_, arrays_.w_ih, I, p);
     }
+    const bool shared = projects_ && !in_place_ && job_.grid.row_groups > 1;
+    for (int64_t q = thread_; shared && q < h_panels_; q += job_.grid.threads()) pack_projection(q);
   }
 
   // Packs panel p of a matrix [G*H, K] where it belongs, and returns it.
@@ -112,13 +130,24 @@ class Forward : Share<S> {
     return packed + p * K * G * lanes;
   }
   const C *recurrent_panel(int64_t p, int64_t s) const {
-    return panel(w_hh_, arrays_.w_hh, H, p, s);
+    return panel(w_hh_, arrays_.w_hh, P, p, s);
   }
   // If the matrix is not kept packed, the panel lasts until the next one is asked for.
   const C *input_panel(int64_t p, int64_t s) const {
     if (packs_input_) return panel(w_ih_, arrays_.w_ih, I, p, s);
     CellPanel::pack_weights(panel_, static_cast<const S *>(arrays_.w_ih), H, I, p);
     return panel_;
+  }
+
+  // Panel q of w_hr [P, H], packed into [H][lanes].
+  const C *pack_projection(int64_t q) const {
+    C *packed = w_hr_ + q * H * lanes;
+    Panel<Projection, S>::pack_weights(packed, static_cast<const S *>(job_.w_hr), P, H, q);
+    return packed;
+  }
+  const C *projection_panel(int64_t q, int64_t s) const {
+    if (s == 0 && job_.grid.row_groups == 1) return pack_projection(q);
+    return w_hr_ + q * H * lanes;
   }
 
   // Adds to acc the product of R rows of `in` and panel p of a matrix [G*H, K], as it lies.
@@ -132,12 +161,13 @@ class Forward : Share<S> {
   void load_states() {
     const S *h0 = static_cast<const S *>(arrays_.h0), *c0 = static_cast<const S *>(arrays_.c0);
     for (int64_t b = batch_begin_; b < batch_end_; ++b) {
-      for (int64_t p = panel_begin_; p < panel_end_; ++p) {
-        const Vec<C> h = load_n(h0 + b * H + p * lanes, units_in(p));
-        for (C *copy : h_) store(copy + (b * panels_ + p) * lanes, h);
-        if constexpr (Cell::kHasCell)
-          store(c_ + (b * panels_ + p) * lanes, load_n(c0 + b * H + p * lanes, units_in(p)));
+      for (int64_t q = h_begin_; q < h_end_; ++q) {
+        const Vec<C> h = load_n(h0 + b * P + q * lanes, features_in(q));
+        for (C *copy : h_) store(copy + (b * h_panels_ + q) * lanes, h);
       }
+      if constexpr (Cell::kHasCell)
+        for (int64_t p = panel_begin_; p < panel_end_; ++p)
+          store(c_ + (b * panels_ + p) * lanes, load_n(c0 + b * H + p * lanes, units_in(p)));
     }
   }
 
@@ -146,14 +176,17 @@ class Forward : Share<S> {
     S *h_n = static_cast<S *>(arrays_.h_n), *c_n = static_cast<S *>(arrays_.c_n);
     for (int64_t b = batch_begin_; b < batch_end_; ++b) {
       const int64_t t = walk_.reverse ? 0 : walk_.length(b) - 1;
-      for (int64_t p = panel_begin_; p < panel_end_; ++p) {
-        store_n(h_n + b * H + p * lanes,
-                load_n(y + (walk_.offset(t) + b) * H + p * lanes, units_in(p)), units_in(p));
-        if constexpr (Cell::kHasCell)
+      for (int64_t q = h_begin_; q < h_end_; ++q)
+        store_n(h_n + b * P + q * lanes,
+                load_n(y + (walk_.offset(t) + b) * P + q * lanes, features_in(q)), features_in(q));
+      if constexpr (Cell::kHasCell)
+        for (int64_t p = panel_begin_; p < panel_end_; ++p)
           store_n(c_n + b * H + p * lanes, load(c_ + (b * panels_ + p) * lanes), units_in(p));
-      }
     }
   }
+
+  // The number of real, not padded, elements of h in panel q.
+  int64_t features_in(int64_t q) const { return P - q * lanes < lanes ? P - q * lanes : lanes; }
 
   const S *input(int64_t t) const {  // the first row of this share at time t
     return static_cast<const S *>(arrays_.x) + (walk_.offset(t) + batch_begin_) * I;
@@ -234,22 +267,26 @@ class Forward : Share<S> {
     C input_n[R][lanes];
     const int64_t b = batch_begin_ + r;
     const C *h_old = h_[s & 1];
-    const Lhs<C> h_rows{h_old + b * panels_ * lanes, panels_ * lanes};
+    const Lhs<C> h_rows{h_old + b * h_panels_ * lanes, h_panels_ * lanes};
     CellPanel::template part_input<R>(acc, input_n, bias_ + p * 4 * lanes);
-    w_hh ? multiply(acc, h_rows, Rhs<C>{w_hh, G * lanes, lanes}, H)
-         : add_in_place(acc, h_rows, arrays_.w_hh, H, p);
+    w_hh ? multiply(acc, h_rows, Rhs<C>{w_hh, G * lanes, lanes}, P)
+         : add_in_place(acc, h_rows, arrays_.w_hh, P, p);
+    C *h_new = projects_ ? m_ : h_[~s & 1];
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The cache lines of the results are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
     for (int i = 0; i < R; ++i) {
-      if (!streams_)
+      if (!streams_ && !projects_)
         __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);
       const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
-      Vec<C> gate[4], c{};
-      if constexpr (Cell::kHasCell) c = load(c_ + state);
-      const Vec<C> h = CellPanel::activate(acc[i], input_n[i], load(h_old + state), c, gate);
-      store(h_[~s & 1] + state, h);
-      put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n);
+      Vec<C> gate[4], c{}, old{};  // the old h of the same unit matters to a GRU alone
+      if constexpr (Cell::kHasCell)
+        c = load(c_ + state);
+      else
+        old = load(h_old + state);
+      const Vec<C> h = CellPanel::activate(acc[i], input_n[i], old, c, gate);
+      store(h_new + state, h);
+      if (!projects_) put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n);
       if constexpr (Cell::kHasCell) store(c_ + state, c);
       if (arrays_.gates) {
         S *gates = static_cast<S *>(arrays_.gates) + row * 4 * H + p * lanes;
@@ -260,15 +297,44 @@ class Forward : Share<S> {
     }
   }
 
+  // The new h of a step: what its tiles left in m_, times w_hr.
+  void project_states(int64_t s) {
+    const int64_t t = walk_.time(s);
+    for (int64_t q = h_begin_; q < h_end_; ++q) {
+      const C *w = in_place_ ? nullptr : projection_panel(q, s);
+      const auto compute = [&](auto height, int64_t r) {
+        project_tile<decltype(height)::value>(s, t, q, batch_begin_ + r, w);
+      };
+      for_tiles<tile_rows(1)>(rows(t), compute);
+    }
+  }
+
+  template <int R>
+  __attribute__((noinline)) void project_tile(int64_t s, int64_t t, int64_t q, int64_t b,
+                                              const C *w) {
+    Vec<C> acc[R][1] = {};
+    const Lhs<C> m{m_ + b * panels_ * lanes, panels_ * lanes};
+    const S *rows_of_w = static_cast<const S *>(job_.w_hr) + q * lanes * H;
+    w ? multiply(acc, m, Rhs<C>{w, lanes, lanes}, H)
+      : multiply_in_place(acc, m, rows_of_w, 0, features_in(q), H);
+    S *y = static_cast<S *>(arrays_.y) + (walk_.offset(t) + b) * P + q * lanes;
+    for (int i = 0; i < R; ++i) {
+      store(h_[~s & 1] + ((b + i) * h_panels_ + q) * lanes, acc[i][0]);
+      store_n(y + i * P, acc[i][0], features_in(q));
+    }
+  }
+
   const fastrnn_forward_arrays arrays_;
   const bool prepacked_;
   const bool in_place_;  // whether weights are read as they lie, not packed
   const bool narrow_;    // whether the step projects the input
+  const bool projects_;  // whether h is a projection of the step's results
   const bool streams_;
+  const int64_t P, h_panels_, h_begin_, h_end_;  // h: elements, panels, and those of this thread
   bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;
-  C *w_hh_, *w_ih_, *bias_, *h_[2], *c_;                       // shared by all threads
+  C *w_hh_, *w_ih_, *bias_, *h_[2], *c_, *m_, *w_hr_;          // shared by all threads
   C *panel_ = nullptr, *x_ = nullptr, *projection_ = nullptr;  // of this thread
   const C *projected_ = nullptr;  // the part of projection_ for the current step
 };

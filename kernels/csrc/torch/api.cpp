@@ -96,7 +96,8 @@ const char *fastrnn_torch_functions(void) {
 int fastrnn_torch_bind(void *const *torch_functions, const fastrnn_cpu_functions *cpu_functions,
                        fastrnn_torch_choose choose_function) {
   if (!torch_functions || !cpu_functions || !cpu_functions->forward || !cpu_functions->backward ||
-      !cpu_functions->prepacked_bytes || !cpu_functions->forward_prepacked || !choose_function)
+      !cpu_functions->prepacked_bytes || !cpu_functions->forward_prepacked ||
+      !cpu_functions->forward_projected || !choose_function)
     return FASTRNN_ERROR_ARGUMENT;
   constexpr size_t count = sizeof(TorchFunctions) / sizeof(void *);
   for (size_t i = 0; i < count; ++i)

@@ -42,15 +42,16 @@ class Choices {
   struct Hash {
     size_t operator()(const fastrnn_torch_call &c) const {
       size_t hash = 0;
-      for (const int64_t value : {int64_t{c.cell}, int64_t{c.dtype}, int64_t{c.threads},
-                                  int64_t{c.packed}, c.steps, c.batch, c.input_size, c.hidden_size})
+      for (const int64_t value :
+           {int64_t{c.cell}, int64_t{c.dtype}, int64_t{c.threads}, int64_t{c.packed}, c.steps,
+            c.batch, c.input_size, c.hidden_size, c.proj_size})
         hash = (hash ^ size_t(value)) * 0x9e3779b97f4a7c15u;
       return hash ^ hash >> 29;
     }
   };
   struct Equal {
     bool operator()(const fastrnn_torch_call &a, const fastrnn_torch_call &b) const {
-      static_assert(sizeof a == 4 * sizeof(int32_t) + 4 * sizeof(int64_t), "padding");
+      static_assert(sizeof a == 4 * sizeof(int32_t) + 5 * sizeof(int64_t), "padding");
       return memcmp(&a, &b, sizeof a) == 0;
     }
   };

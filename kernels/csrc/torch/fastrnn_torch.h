@@ -18,6 +18,7 @@ typedef struct {
   int32_t cell, dtype, threads;                  /* as in fastrnn_problem */
   int32_t packed;                                /* whether sequences differ in length */
   int64_t steps, batch, input_size, hidden_size; /* input_size: of the first layer */
+  int64_t proj_size;                             /* 0: no projection */
 } fastrnn_torch_call;
 
 /* Returns whether libfastrnn_cpu shall run a call. Called once for each different call, then
@@ -30,6 +31,8 @@ typedef struct {
   int64_t (*prepacked_bytes)(const fastrnn_problem *);
   int (*forward_prepacked)(const fastrnn_problem *, const fastrnn_forward_arrays *,
                            const void *prepacked);
+  int (*forward_projected)(const fastrnn_problem *, const fastrnn_forward_arrays *,
+                           const void *w_hr, int64_t proj_size);
 } fastrnn_cpu_functions;
 
 /* The names of the functions of torch that fastrnn_torch_bind expects, separated by spaces. */

@@ -44,28 +44,36 @@ class Stack {
     if (a_.states.size() != (options_.gru ? 1u : 2u)) return false;
     for (Tensor &state : a_.states)
       if (!state.describe() || state.dim != (size_.single ? 2 : 3)) return false;
-    size_.hidden = a_.states[0].sizes[size_.single ? 1 : 2];
-    if (size_.hidden < 1 || size_.hidden > kLargestSize) return false;
-    for (Tensor &state : a_.states)
-      if (!(size_.single ? has_shape(state, a_.input.dtype, {size_.batch, size_.hidden})
-                         : has_shape(state, a_.input.dtype, {sets(), size_.batch, size_.hidden})))
+    const int last = size_.single ? 1 : 2;
+    out_ = a_.states.front().sizes[last], size_.hidden = a_.states.back().sizes[last];
+    if (out_ < 1 || out_ > size_.hidden || size_.hidden > kLargestSize ||
+        (projected() && (size_.single || a_.frozen)))
+      return false;
+    for (size_t i = 0; i < a_.states.size(); ++i) {
+      const Tensor &state = a_.states[i];
+      const int64_t width = state_width(i);
+      if (!(size_.single ? has_shape(state, a_.input.dtype, {size_.batch, width})
+                         : has_shape(state, a_.input.dtype, {sets(), size_.batch, width})))
         return false;
+    }
     return true;
   }
 
   bool check_weights() {
-    const int64_t gates = options_.gates() * size_.hidden,
-                  width = options_.directions() * size_.hidden;
+    const int64_t gates = options_.gates() * size_.hidden;
     if (int64_t(a_.weights.size()) != sets() * weights_per_set()) return false;
     for (int64_t set = 0; set < sets(); ++set) {
-      const int64_t features = set < options_.directions() ? size_.features : width;
-      for (int64_t i = 0; i < weights_per_set(); ++i) {
-        Tensor &weight = a_.weights[size_t(set * weights_per_set() + i)];
-        if (!weight.describe() ||
-            !(i >= 2 ? has_shape(weight, a_.input.dtype, {gates})
-                     : has_shape(weight, a_.input.dtype, {gates, i ? size_.hidden : features})))
-          return false;
-      }
+      const int64_t features = set < options_.directions() ? size_.features : width();
+      Tensor *weight = &a_.weights[size_t(set * weights_per_set())];
+      for (int64_t i = 0; i < weights_per_set(); ++i)
+        if (!weight[i].describe()) return false;
+      const auto has = [this](const Tensor &tensor, std::initializer_list<int64_t> shape) {
+        return has_shape(tensor, a_.input.dtype, shape);
+      };
+      if (!has(weight[0], {gates, features}) || !has(weight[1], {gates, out_}) ||
+          (options_.biases && (!has(weight[2], {gates}) || !has(weight[3], {gates}))) ||
+          (projected() && !has(weight[weights_per_set() - 1], {out_, size_.hidden})))
+        return false;
     }
     return true;
   }
@@ -83,9 +91,11 @@ class Stack {
   }
 
   bool chosen() const {
-    if (output_bytes() >= kMostBytes) return false;
-    const fastrnn_torch_call call = {cell(),      size_.dtype, context_.threads, a_.packed,
-                                     size_.steps, size_.batch, size_.features,   size_.hidden};
+    // A projected layer has no other kernel that takes as little time.
+    if (output_bytes() >= kMostBytes && !projected()) return false;
+    const fastrnn_torch_call call = {cell(),         size_.dtype,  context_.threads,
+                                     a_.packed,      size_.steps,  size_.batch,
+                                     size_.features, size_.hidden, projected() ? out_ : 0};
     return context_.choose(call);
   }
 
@@ -95,11 +105,10 @@ class Stack {
     for (std::vector<Tensor> *tensors : {&a_.states, &a_.weights})
       for (Tensor &tensor : *tensors)
         if (!tensor.make_contiguous(kInOrder)) return false;
-    const int64_t width = options_.directions() * size_.hidden;
     Tensor output;
-    int64_t sizes[3] = {size_.steps, size_.batch, width};
+    int64_t sizes[3] = {size_.steps, size_.batch, width()};
     if (options_.batch_first) std::swap(sizes[0], sizes[1]);
-    if (a_.packed) sizes[0] = size_.rows, sizes[1] = width;
+    if (a_.packed) sizes[0] = size_.rows, sizes[1] = width();
     const int64_t dim = a_.packed ? 2 : 3;
     if (!a_.output.empty()) {
       output = std::move(a_.output[0]);
@@ -135,7 +144,7 @@ class Stack {
   // One layer, in all directions. `halves`: room for the outputs of both directions.
   bool run_layer(int64_t layer, const void *x, void *y, char *halves,
                  const std::vector<Tensor> &made) const {
-    const int64_t row = size_.hidden * size_.element_bytes(), half = size_.rows * row;
+    const int64_t row = out_ * size_.element_bytes(), half = size_.rows * row;
     for (int64_t direction = 0; direction < options_.directions(); ++direction) {
       void *out = options_.bidirectional ? halves + direction * half : y;
       if (!run_direction(layer, direction, x, out, made)) return false;
@@ -152,15 +161,15 @@ class Stack {
   bool run_direction(int64_t layer, int64_t direction, const void *x, void *y,
                      const std::vector<Tensor> &made) const {
     const int64_t set = layer * options_.directions() + direction;
-    const int64_t offset = set * size_.batch * size_.hidden * size_.element_bytes();
-    const auto state = [offset](const Tensor &tensor) {
-      return static_cast<char *>(tensor.data) + offset;
+    const auto state = [this, set](const std::vector<Tensor> &states, size_t i) {
+      const int64_t offset = set * size_.batch * state_width(i) * size_.element_bytes();
+      return static_cast<char *>(states[i].data) + offset;
     };
     const fastrnn_problem problem = problem_of(layer, direction);
     fastrnn_forward_arrays arrays{};
     arrays.x = x, arrays.y = y;
-    arrays.h0 = state(a_.states[0]), arrays.h_n = state(made[0]);
-    if (!options_.gru) arrays.c0 = state(a_.states[1]), arrays.c_n = state(made[1]);
+    arrays.h0 = state(a_.states, 0), arrays.h_n = state(made, 0);
+    if (!options_.gru) arrays.c0 = state(a_.states, 1), arrays.c_n = state(made, 1);
     if (a_.frozen) {
       const char *weights = static_cast<const char *>(a_.prepacked.data) + prepacked_at(set);
       return context_.cpu.forward_prepacked(&problem, &arrays, weights) == FASTRNN_OK;
@@ -168,6 +177,9 @@ class Stack {
     const Tensor *w = &a_.weights[size_t(set * weights_per_set())];
     arrays.w_ih = w[0].data, arrays.w_hh = w[1].data;
     if (options_.biases) arrays.b_ih = w[2].data, arrays.b_hh = w[3].data;
+    if (projected())
+      return context_.cpu.forward_projected(&problem, &arrays, w[weights_per_set() - 1].data,
+                                            out_) == FASTRNN_OK;
     return context_.cpu.forward(&problem, &arrays) == FASTRNN_OK;
   }
 
@@ -176,7 +188,7 @@ class Stack {
     problem.cell = cell(), problem.dtype = size_.dtype;
     problem.reverse = int32_t(direction), problem.threads = context_.threads;
     problem.steps = size_.steps, problem.batch = size_.batch;
-    problem.input_size = layer ? options_.directions() * size_.hidden : size_.features;
+    problem.input_size = layer ? width() : size_.features;
     problem.hidden_size = size_.hidden;
     problem.batch_sizes = size_.batch_sizes;
     return problem;
@@ -190,15 +202,17 @@ class Stack {
 
   int32_t cell() const { return options_.gru ? FASTRNN_GRU : FASTRNN_LSTM; }
   int64_t sets() const { return options_.layers * options_.directions(); }
-  int64_t output_bytes() const {
-    return size_.rows * options_.directions() * size_.hidden * size_.element_bytes();
-  }
-  int64_t weights_per_set() const { return options_.biases ? 4 : 2; }
+  int64_t output_bytes() const { return size_.rows * width() * size_.element_bytes(); }
+  int64_t weights_per_set() const { return (options_.biases ? 4 : 2) + projected(); }
+  bool projected() const { return out_ != size_.hidden; }
+  int64_t width() const { return options_.directions() * out_; }  // of the output
+  int64_t state_width(size_t i) const { return i ? size_.hidden : out_; }
 
   StackArguments &a_;
   const StackOptions options_;
   const StackContext &context_;
   Sizes size_;
+  int64_t out_ = 0;                            // elements of h: H, or the projection's size
   int64_t first_bytes_ = 0, other_bytes_ = 0;  // of prepacked weights: first layer, other layers
 };
 

@@ -5,7 +5,7 @@
 #include <cpu/prepacked.h>
 #include <cpu/run.h>
 
-#include "../layer.h"
+#include "../projected.h"
 #include "openmp.h"
 
 #include <thread>
@@ -79,6 +79,28 @@ void check(const Problem &p, const std::vector<Grid> &grids, const char *dtype, 
   }
 }
 
+// A projected layer, whose threads also wait for each other within a step.
+template <class S>
+void check_projected(const ProjectedProblem &p, const std::vector<Grid> &grids) {
+  const int64_t lanes = fastrnn::current_level().vector_bytes / (sizeof(S) == 8 ? 8 : 4);
+  for (const bool in_place : {false, true}) {
+    if (in_place && p.proj_size < lanes) continue;
+    const auto outputs = [&](Grid grid) {
+      ProjectedLayer<S> layer(p, 1);
+      fastrnn::Job job{};
+      job.forward = &layer.arrays, job.in_place = in_place;
+      job.w_hr = layer.w_hr(), job.proj_size = p.proj_size;
+      run(job, layer.problem, grid, p.name());
+      return layer.outputs();
+    };
+    const auto expected = outputs({});
+    for (const Grid grid : grids)
+      if (grid.row_groups <= p.shape.batch &&
+          grid.column_groups <= fastrnn::ceil_div(p.shape.hidden, lanes))
+        compare_projected(outputs(grid), expected, 0, name(p.shape, grid, "projected"));
+  }
+}
+
 // Calls through the C interface, each with several threads, from several threads.
 void check_calls_at_once(const Shape &shape) {
   std::mt19937 random(9);
@@ -121,6 +143,15 @@ int main() {
         check<double>(p, grids, "float64", 1e-12, 1e-11);
         check<Bfloat16>(p, grids, "bfloat16", 1e-2, 2e-2);
       }
+      if (cell == FASTRNN_LSTM)
+        for (const bool packed : {false, true}) {
+          // P: fewer panels than threads, and more panels than H has for a thread
+          const Shape shape = {cell, 3, 5, 2, 37, packed, packed, true};
+          check_projected<float>({shape, 3, random}, grids);
+          check_projected<float>({shape, 33, random}, grids);
+          check_projected<double>({shape, 33, random}, grids);
+          shapes += 3;
+        }
       // So many rows that backward and the projection of the input work in chunks.
       const Problem large({cell, 20, 40, 33, 65, false, false, true}, random);
       check<float>(large, {{1, 3}, {2, 2}}, "float32", 1e-6, 1e-5);

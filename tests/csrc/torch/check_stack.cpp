@@ -16,6 +16,7 @@ struct Stack {
   Kind kind;
   bool frozen = false, has_output = false;  // frozen: whether there is room for the output
   int64_t steps = 4, batch = 3, input = 5, hidden = 6;
+  int64_t proj_size = 0;
 
   std::string op() const {
     return std::string(frozen ? "frozen_" : "") + (kind == PACKED ? "packed_stack" : "stack");
@@ -25,14 +26,16 @@ struct Stack {
     text << op() << (gru ? " GRU" : " LSTM") << " dtype " << dtype << " layers " << layers
          << (bidirectional ? " bidirectional" : "") << (batch_first ? " batch_first" : "")
          << (biases ? "" : " no-bias") << (kind == STEP ? " step" : "")
-         << (has_output ? " output" : "");
+         << (has_output ? " output" : "") << (proj_size ? " projected" : "");
     return text.str();
   }
   int64_t directions() const { return bidirectional ? 2 : 1; }
   int64_t sets() const { return layers * directions(); }
   int64_t states() const { return gru ? 1 : 2; }
-  int64_t weights_per_set() const { return biases ? 4 : 2; }
-  int64_t input_of(int64_t set) const { return set < directions() ? input : directions() * hidden; }
+  int64_t weights_per_set() const { return (biases ? 4 : 2) + (proj_size > 0); }
+  int64_t out() const { return proj_size ? proj_size : hidden; }  // elements of h
+  int64_t state(int64_t i) const { return i ? hidden : out(); }
+  int64_t input_of(int64_t set) const { return set < directions() ? input : directions() * out(); }
   int64_t options() const {
     return gru | biases << 1 | bidirectional << 2 | batch_first << 3 | layers << 4;
   }
@@ -109,20 +112,22 @@ Arguments arguments_of(const Stack &s, std::mt19937 &random) {
   const std::vector<int64_t> batch_sizes = s.batch_sizes();
   a.batch_sizes = fake::empty({int64_t(batch_sizes.size())}, fake::INT64);
   std::copy(batch_sizes.begin(), batch_sizes.end(), static_cast<int64_t *>(a.batch_sizes->data));
-  std::vector<int64_t> state = {s.sets(), s.batch, s.hidden};
-  if (s.kind == STEP) state.erase(state.begin());
-  for (int64_t i = 0; i < s.states(); ++i)
+  for (int64_t i = 0; i < s.states(); ++i) {
+    std::vector<int64_t> state = {s.sets(), s.batch, s.state(i)};
+    if (s.kind == STEP) state.erase(state.begin());
     a.states.push_back(random_tensor(state, s.dtype, random));
+  }
   const int64_t gates = (s.gru ? 3 : 4) * s.hidden;
   for (int64_t set = 0; set < s.sets(); ++set) {
     a.weights.push_back(random_tensor({gates, s.input_of(set)}, s.dtype, random));
-    a.weights.push_back(random_tensor({gates, s.hidden}, s.dtype, random));
+    a.weights.push_back(random_tensor({gates, s.out()}, s.dtype, random));
     for (int i = 0; i < 2 && s.biases; ++i)
       a.weights.push_back(random_tensor({gates}, s.dtype, random));
+    if (s.proj_size) a.weights.push_back(random_tensor({s.proj_size, s.hidden}, s.dtype, random));
   }
   if (s.frozen) a.prepacked = prepack(s, a.weights);
   if (s.has_output) {
-    a.output = fake::empty(s.sequence(s.directions() * s.hidden), s.dtype);
+    a.output = fake::empty(s.sequence(s.directions() * s.out()), s.dtype);
     if (s.batch_first) a.output = fake::in_order(a.output, {1, 0, 2});
   }
   return a;
@@ -156,9 +161,11 @@ Tensor time_first(const Stack &s, const Tensor &sequence) {
 std::vector<Bytes> layer_by_layer(const Stack &s, const Arguments &a) {
   const std::vector<int64_t> batch_sizes = s.batch_sizes();
   const int64_t element = fake::element_bytes(s.dtype), rows = s.rows();
-  const size_t state = size_t(s.batch * s.hidden * element), row = size_t(s.hidden * element);
+  const size_t row = size_t(s.out() * element);
+  const auto state = [&](int64_t i) { return size_t(s.batch * s.state(i) * element); };
   Bytes x = fake::bytes(time_first(s, a.input));
-  std::vector<Bytes> finals(a.states.size(), Bytes(size_t(s.sets()) * state));
+  std::vector<Bytes> finals;
+  for (int64_t i = 0; i < s.states(); ++i) finals.emplace_back(size_t(s.sets()) * state(i));
   for (int64_t layer = 0; layer < s.layers; ++layer) {
     Bytes y(size_t(rows * s.directions()) * row);
     for (int64_t direction = 0; direction < s.directions(); ++direction) {
@@ -166,15 +173,20 @@ std::vector<Bytes> layer_by_layer(const Stack &s, const Arguments &a) {
       const fastrnn_problem problem = problem_of(s, set, batch_sizes.data());
       fastrnn_forward_arrays arrays = weights_of(s, set, a.weights);
       Bytes half(size_t(rows) * row);
-      const size_t offset = size_t(set) * state;
+      const size_t h = size_t(set) * state(0), c = size_t(set) * state(1);
       arrays.x = x.data(), arrays.y = half.data();
-      arrays.h0 = static_cast<char *>(a.states[0]->data) + offset;
-      arrays.h_n = finals[0].data() + offset;
+      arrays.h0 = static_cast<char *>(a.states[0]->data) + h;
+      arrays.h_n = finals[0].data() + h;
       if (!s.gru) {
-        arrays.c0 = static_cast<char *>(a.states[1]->data) + offset;
-        arrays.c_n = finals[1].data() + offset;
+        arrays.c0 = static_cast<char *>(a.states[1]->data) + c;
+        arrays.c_n = finals[1].data() + c;
       }
-      require(fastrnn_cpu_forward(&problem, &arrays), s.name());
+      const auto forward = [&] {
+        if (!s.proj_size) return fastrnn_cpu_forward(&problem, &arrays);
+        const Tensor &w_hr = a.weights[size_t((set + 1) * s.weights_per_set() - 1)];
+        return fastrnn_cpu_forward_projected(&problem, &arrays, w_hr->data, s.proj_size);
+      };
+      require(forward(), s.name());
       for (int64_t n = 0; n < rows; ++n)
         std::memcpy(&y[size_t(n * s.directions() + direction) * row], &half[size_t(n) * row], row);
     }
@@ -190,7 +202,7 @@ std::vector<Bytes> results_of(const Stack &s, std::vector<Bytes> found) {
     found.erase(found.begin());
   else if (s.batch_first)
     found[0] = [&] {
-      const Tensor y = fake::empty({s.steps, s.batch, s.directions() * s.hidden}, s.dtype);
+      const Tensor y = fake::empty({s.steps, s.batch, s.directions() * s.out()}, s.dtype);
       std::copy(found[0].begin(), found[0].end(), static_cast<char *>(y->data));
       return fake::bytes(exchanged(y, 0, 1));
     }();
@@ -313,6 +325,11 @@ std::vector<KnownCall> check_stacks(std::set<std::string> *failed) {
               Stack s = {gru, dtype, layers, bidirectional, batch_first, count % 3 != 0, kind};
               if (count++ % 4 == 0) s.steps = 3, s.batch = 20, s.input = 40, s.hidden = 33;
               known.push_back(check(s, random));
+              if (!gru && kind != STEP) {
+                s.proj_size = 1 + count % 5;
+                known.push_back(check(s, random));
+                s.proj_size = 0;
+              }
               s.frozen = true;
               known.push_back(check(s, random));
               s.has_output = kind != STEP;
@@ -327,6 +344,7 @@ std::vector<KnownCall> check_stacks(std::set<std::string> *failed) {
       {true, fake::FLOAT32, 2, false, false, true, PADDED, true},
       {true, fake::BFLOAT16, 2, true, false, true, PACKED, true, true},
       {false, fake::FLOAT32, 1, false, false, false, STEP, true},
+      {false, fake::FLOAT32, 2, true, false, true, PADDED, false, false, 4, 3, 5, 6, 2},
   };
   for (const Stack &s : refused) check_refusals(s, failed, random);
   // Python makes outputs of 1 MiB and more.
