@@ -237,7 +237,9 @@ def _short_trainings() -> Iterator[Entry]:
     vector = "torch.nn writes the gradients of the weights as fast as memory takes them"
     single, double = torch.float32, torch.float64
     classes = (
-        (product, "GRU", single, Range(128, 256), _ONE, Range(192)),
+        (product, "GRU", single, Range(128, 160), _ONE, Range(192)),
+        (product, "GRU", single, Range(160, 256), _ONE, Range(12)),
+        (vector, "GRU", single, Range(160, 256), _ONE, Range(2, 3)),
         (product, "GRU", single, Range(256), _ONE, Range(12)),
         (vector, "GRU", single, Range(256), _ONE, Range(0, 2)),
         (product, "GRU", single, Range(256, 512), Range(2, 8), Range(192)),
