@@ -185,6 +185,7 @@ def _large_weights() -> Iterator[Entry]:
         (single, True, large, Range(8, 64), Range(8, 32), True),
         (single, True, large, Range(8, 40), Range(8), False),
         (single, True, large, Range(40), Range(4), False),
+        (single, True, large, Range(100), Range(3, 4), False),
         (single, False, large, Range(12), Range(12), False),
         (single, False, Range(512, 640), Range(40), Range(4, 8), False),
         (half, False, huge, Range(9, 64), Range(12, 64), True),
