@@ -98,11 +98,19 @@ def close(found: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
-@layers
+@pytest.mark.parametrize(
+    ("name", "projection"),
+    [("LSTM", {}), ("GRU", {}), ("LSTM", {"proj_size": 3})],
+    ids=["LSTM", "GRU", "projected LSTM"],
+)
 def test_the_same_numbers_and_afterwards_the_same_bits(
-    name: str, options: dict[str, Any], packed: bool, calls: list[str]
+    name: str,
+    projection: dict[str, Any],
+    options: dict[str, Any],
+    packed: bool,
+    calls: list[str],
 ) -> None:
-    module, x = layer(name, **options), data(packed)
+    module, x = layer(name, **projection, **options), data(packed)
     before = results(module, x)
     with torch.no_grad():
         inference = module(x)
@@ -137,20 +145,6 @@ def test_cells(name: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [states is None for states in ours] == [True, False, False]
         with pytest.raises(RuntimeError, match="input"):
             cell(torch.randn(3, 6))
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
-def test_projected_layers(options: dict[str, Any], packed: bool, calls: list[str]) -> None:
-    module, x = layer("LSTM", proj_size=3, **options), data(packed)
-    before = results(module, x)
-    with torch.no_grad():
-        inference = module(x)
-    with fastrnn.patch_torch():
-        close(results(module, x), before)
-        with torch.no_grad():
-            close(module(x), inference)
-    assert calls == ["lstm"] * 2
 
 
 def test_a_projected_layer_that_torch_trains_faster_stays_torchs(calls: list[str]) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
 from fastrnn import functional, inference
 from fastrnn.examples import TOLERANCES
+from tests import peers
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -35,11 +36,7 @@ forced = pytest.mark.parametrize("backend", ["cpu", "reference"])
 def pair(dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
     """fastrnn's and torch.nn's layer with the same weights."""
     torch.manual_seed(0)
-    options = {"proj_size": SIZE, "dtype": dtype} | options
-    theirs = nn.LSTM(INPUT, HIDDEN, **options)
-    ours = fastrnn.LSTM(INPUT, HIDDEN, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
+    return peers.pair("LSTM", INPUT, HIDDEN, proj_size=SIZE, dtype=dtype, **options)
 
 
 def data(layout: str = "padded", dtype: torch.dtype = torch.float64) -> Any:
@@ -66,12 +63,9 @@ def initial(layer: Any, layout: str = "padded") -> tuple[Tensor, Tensor]:
 
 def results(layer: Any, x: Any, hx: Any = None) -> list[Tensor]:
     """Output, states and gradients."""
-    y, (h_n, c_n) = layer(x, hx)
-    y = y.data if isinstance(y, PackedSequence) else y
-    loss = sum((t * torch.linspace(1, 2, t.numel()).view_as(t)).sum() for t in (y, h_n, c_n))
-    assert isinstance(loss, Tensor)
+    found = peers.tensors(layer(x, hx))
     inputs = [*layer.parameters(), *(t for t in hx or () if t.requires_grad)]
-    return [y, h_n, c_n, *torch.autograd.grad(loss, inputs)]
+    return [*found, *torch.autograd.grad(peers.loss(found), inputs)]
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["zero", "states"])
@@ -87,9 +81,8 @@ def test_numbers_and_gradients(
     with fastrnn.backend(backend):
         torch.testing.assert_close(results(ours, x, hx), wanted)
         with torch.no_grad():
-            y, states = ours(x, hx)
-    y = y.data if isinstance(y, PackedSequence) else y
-    torch.testing.assert_close([y, *states], wanted[:3])
+            found = peers.tensors(ours(x, hx))
+    torch.testing.assert_close(found, wanted[:3])
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["zero", "states"])

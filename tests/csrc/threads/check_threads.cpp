@@ -145,7 +145,7 @@ int main() {
       }
       if (cell == FASTRNN_LSTM)
         for (const bool packed : {false, true}) {
-          // P: fewer panels than threads, and more panels than H has for a thread
+          // P: fewer panels than threads, and about as many as H has
           const Shape shape = {cell, 3, 5, 2, 37, packed, packed, true};
           check_projected<float>({shape, 3, random}, grids);
           check_projected<float>({shape, 33, random}, grids);
