@@ -20,6 +20,19 @@ from fastrnn.gradients import Runner, formula_of, setup_context_of
 from fastrnn.kernels.contract import CELLS
 
 
+def runs_kernels(saved: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass can run kernels itself, without the dispatcher.
+
+    Args:
+        saved: the tensors that the forward pass kept.
+        grads: of its results.
+    """
+    if not choice.are_plain_or_none((*saved, *grads)) or not choice.is_direct():
+        return False
+    # A vmap may run a backward pass, and only the dispatcher sees its tensors.
+    return not any(grad is not None and is_batched(grad) for grad in grads)
+
+
 @functools.cache
 def operation(cell: str) -> Callable[..., tuple[Tensor, ...]]:
     """A function with the arguments and results of a cell's op, all of them positional.
@@ -31,12 +44,7 @@ def operation(cell: str) -> Callable[..., tuple[Tensor, ...]]:
     def kernels(
         saved: Sequence[Tensor | None], grads: Sequence[Tensor | None]
     ) -> tuple[Runner, Runner] | None:
-        plain = choice.are_plain_or_none((*saved, *grads))
-        if not plain or not choice.is_direct():
-            return None
-        # A vmap may run a backward pass, and only the dispatcher sees its tensors.
-        batched = any(grad is not None and is_batched(grad) for grad in grads)
-        return None if batched else (forward_kernel, backward_kernel)
+        return (forward_kernel, backward_kernel) if runs_kernels(saved, grads) else None
 
     setup_context = setup_context_of(CELLS[cell])
 

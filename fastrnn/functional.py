@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from fastrnn import choice, eager, inference, ops  # noqa: F401  (ops registers torch.ops.fastrnn)
+from fastrnn import choice, eager, inference, layer_ops, projections
 from fastrnn._compat import transforms_active
 from fastrnn.choice import VENDOR
 from fastrnn.gradients import differentiable
 from fastrnn.kernels.contract import CELLS
-from fastrnn.projections import projected
 
 
 class StackOptions(NamedTuple):
@@ -159,12 +158,13 @@ def run_stack(
     if backend == VENDOR:
         hx = states if cell == "lstm" else states[0]
         return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
-    if save and (ordinary or choice.is_direct()) and choice.are_plain(tensors):
-        op = eager.operation(cell)
+    direct = save and (ordinary or choice.is_direct()) and choice.are_plain(tensors)
+    if direct and proj_size and layer_ops.runs(backend, input):
+        op = projections.trained
     else:
-        op = _operation(cell, transformed)
-    if proj_size:
-        op = projected(op)
+        op = eager.operation(cell) if direct else _operation(cell, transformed)
+        if proj_size:
+            op = projections.projected(op)
     tail = (save, backend, batch_first)
     return _layers(op, input, states, weights, options, batch_sizes, tail)
 

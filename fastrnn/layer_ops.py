@@ -28,6 +28,7 @@ def forward(
     batch_sizes: Tensor | None,
     reverse: bool,
     batch_first: bool,
+    w_hr: Tensor | None = None,
 ) -> list[Tensor] | None:
     """What a cell's op returns when it saves: y, the final states and the saved tensors.
 
@@ -36,14 +37,16 @@ def forward(
         backend: the op's.
         x, batch_sizes, reverse, batch_first: the op's.
         tensors: states, weights and biases.
+        w_hr: of a projection.
     """
-    if not _runs(backend, x):
+    if not runs(backend, x):
         return None
-    given = [t for t in tensors if t is not None]
+    given = [t for t in (*tensors, w_hr) if t is not None]
     before = [x] if batch_sizes is None else [x, batch_sizes]
     options = stack.layer_options(
-        cell.code == _GRU, tensors[-1] is not None, reverse, batch_first, batch_sizes is not None
-    )
+        cell.code == _GRU, tensors[-1] is not None, reverse, batch_first, batch_sizes is not None,
+        projected=w_hr is not None,
+    )  # fmt: skip
     results: list[Tensor] = torch.ops.fastrnn.layer.default(before + given, options)
     return results or None
 
@@ -58,22 +61,26 @@ def backward(
     reverse: bool,
     batch_first: bool,
     need_dx: bool,
+    projected: bool = False,
 ) -> list[Tensor] | None:
     """What a cell's op of gradients returns, but with dx at the end, and only if it is needed.
+
+    With a projection, the gradient of w_hr comes before dx.
 
     Args:
         cell: of the layer.
         backend: the op's.
         x, batch_sizes, reverse, batch_first, need_dx: the op's.
-        tensors: states, w_ih, w_hh, y and the saved tensors.
+        tensors: states, w_ih, w_hh, with a projection w_hr, y and the saved tensors.
         gradients: of y and the final states.
+        projected: whether the layer has a projection.
     """
-    if not _runs(backend, x):
+    if not runs(backend, x):
         return None
     given = [t for t in gradients if t is not None]
     before = [x] if batch_sizes is None else [x, batch_sizes]
     options = stack.layer_options(
-        cell.code == _GRU, False, reverse, batch_first, batch_sizes is not None, need_dx,
+        cell.code == _GRU, False, reverse, batch_first, batch_sizes is not None, need_dx, projected,
         tuple([t is not None for t in gradients]),
     )  # fmt: skip
     op = torch.ops.fastrnn.layer_backward.default
@@ -81,8 +88,11 @@ def backward(
     return results or None
 
 
-def _runs(backend: str, x: Tensor) -> bool:
-    """Whether the op's backend is the native one for CPUs; an empty name is left to the op."""
+def runs(backend: str, x: Tensor) -> bool:
+    """Whether the ops run calls of a backend on x: of the native one for CPUs.
+
+    Where no backend is named, the choice is left to the op of the cell.
+    """
     record = backends.BACKENDS.get(backend)
     known = record is not None and record.stacks and x is not None
     return known and x.is_cpu and inference.is_ready()

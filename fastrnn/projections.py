@@ -1,7 +1,7 @@
-"""Projected LSTM layers (``proj_size``), run as layers without a projection.
+"""Projected LSTM layers (``proj_size``), but for inference on CPUs (:mod:`fastrnn.inference`).
 
-This is for training, and for backends that have no kernel for a projection. Inference on CPUs has
-one, see :mod:`fastrnn.inference`.
+:func:`trained` is for training in eager mode on CPUs, whose kernels have projections. All else runs
+as layers without one, see :func:`projected`.
 
 A projected layer's h_t is ``W_hr m_t`` with ``m_t = o_t * tanh(c_t)``, and m_t is what a layer
 without a projection calls h_t. Its recurrent product ``W_hh h_t`` equals ``(W_hh W_hr) m_t``. So an
@@ -12,14 +12,17 @@ through the input of the first step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from fastrnn import choice
+from fastrnn import choice, eager, layer_ops
 from fastrnn._compat import transforms_active
+from fastrnn.gradients import setup_context_of
+from fastrnn.kernels.contract import LSTM
 from fastrnn.kernels.layout import Rows
 
 
@@ -104,3 +107,88 @@ def _in_first_step(
     if batch_first:
         return pad(h0.reshape(batch, 1, size), (0, 0, *steps))
     return pad(h0.reshape(1, batch, size), (0, 0, 0, 0, *steps))
+
+
+# ---- training, on kernels of its own
+
+
+class _Trained(torch.autograd.Function):
+    """A projected layer with autograd, but without the dispatcher; see :mod:`fastrnn.eager`.
+
+    The gradients of the gradients, and whatever else the kernels cannot do, are those of the layer
+    without a projection that computes the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        *tensors, w_hr, batch_sizes, reverse, save, backend, batch_first = args
+        _check(tensors[1], tensors[2], tensors[4], w_hr)
+        results = layer_ops.forward(
+            LSTM, backend, tensors[0], tensors[1:], batch_sizes, reverse, batch_first, w_hr
+        )
+        if results is None:
+            save = False
+            empty = [tensors[0].new_empty(0) for _ in LSTM.saved_widths]
+            results = [*_folded()(*args), *empty]
+        inputs = (*tensors, w_hr, batch_sizes, reverse, save, backend, batch_first)
+        _setup_context(ctx, inputs, tuple(results))
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        everything = ctx.saved_tensors
+        *tensors, batch_sizes, y = everything[:10]
+        x, h0, c0, w_ih, w_hh, b_ih, _, w_hr = tensors
+        results = None
+        if (
+            ctx.save
+            and not ctx.changes
+            and not torch.is_grad_enabled()
+            and eager.runs_kernels(everything, grads)
+        ):
+            results = layer_ops.backward(
+                LSTM, ctx.backend, x, (h0, c0, w_ih, w_hh, w_hr, y, *everything[10:]), grads[:3],
+                batch_sizes, ctx.reverse, ctx.batch_first, ctx.needs_input_grad[0], projected=True,
+            )  # fmt: skip
+        if results is None:
+            return (*_gradients(ctx, tensors, batch_sizes, grads[:3]), *_NO_GRADIENTS)
+        dx = results.pop() if ctx.needs_input_grad[0] else None
+        *others, db, dw_hr = results
+        # Both biases have the same gradient, but in memory of their own: users scale them.
+        biases = (None, None) if b_ih is None else (db, db.clone())
+        return (dx, *others, *biases, dw_hr, *_NO_GRADIENTS)
+
+
+_NO_GRADIENTS = (None,) * 5  # of batch_sizes, reverse, save, backend, batch_first
+_setup_context = setup_context_of(LSTM)
+# Takes the arguments of what projected() returns, and returns y, h_n, c_n and what backward needs.
+# For calls of one of the backends for CPUs that are direct and save, with plain tensors.
+trained: Callable[..., tuple[Tensor, ...]] = _Trained.apply
+
+
+def _folded() -> Callable[..., tuple[Tensor, ...]]:
+    return projected(torch.ops.fastrnn.lstm.default)
+
+
+def _gradients(
+    ctx: Any,
+    tensors: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of a layer's tensors, by autograd through the layer without a projection."""
+    create_graph = torch.is_grad_enabled()
+    if not create_graph:
+        tensors = [
+            None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors
+        ]
+    wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
+    with torch.enable_grad():
+        results = _folded()(*tensors, batch_sizes, ctx.reverse, True, ctx.backend, ctx.batch_first)
+        given = [(y, dy) for y, dy in zip(results, grads, strict=True) if dy is not None]
+        found = torch.autograd.grad(
+            [y for y, _ in given], list(wanted.values()), [dy for _, dy in given],
+            create_graph=create_graph, allow_unused=True,
+        )  # fmt: skip
+    gradients = dict(zip(wanted, found, strict=True))
+    return [gradients.get(i) for i in range(len(tensors))]

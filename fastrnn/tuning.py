@@ -139,6 +139,9 @@ class Entry:
 
 _CPU = torch.device("cpu").type
 _ONE, _SEVERAL = Range(1, 2), Range(2)  # steps
+# Why torch is faster at training over few steps, with many rows or hardly any.
+_PRODUCT = "nearly all of the work is a matrix product, at which torch is faster"
+_VECTOR = "torch.nn writes the gradients of the weights as fast as memory takes them"
 
 
 def _entry(
@@ -234,45 +237,57 @@ UNTIMED = Entry(
 
 def _short_trainings() -> Iterator[Entry]:
     """Training over a few time steps with large weights and many rows, or hardly any."""
-    product = "few steps: nearly all of the work is a matrix product, at which torch is faster"
-    vector = "torch.nn writes the gradients of the weights as fast as memory takes them"
     single, double = torch.float32, torch.float64
     classes = (
-        (product, "GRU", single, Range(128, 160), _ONE, Range(192)),
-        (product, "GRU", single, Range(160, 256), _ONE, Range(12)),
-        (vector, "GRU", single, Range(160, 256), _ONE, Range(2, 3)),
-        (product, "GRU", single, Range(256), _ONE, Range(12)),
-        (vector, "GRU", single, Range(256), _ONE, Range(0, 2)),
-        (product, "GRU", single, Range(256, 512), Range(2, 8), Range(192)),
-        (product, "GRU", single, Range(512), Range(2, 8), Range(48)),
-        (product, "LSTM", single, Range(512, 1024), Range(2, 8), Range(32)),
-        (product, None, double, Range(192), _ONE, _ANY),
-        (product, None, double, Range(512), Range(2, 8), Range(48)),
+        (_PRODUCT, "GRU", single, Range(128, 160), _ONE, Range(192)),
+        (_PRODUCT, "GRU", single, Range(160, 256), _ONE, Range(12)),
+        (_VECTOR, "GRU", single, Range(160, 256), _ONE, Range(2, 3)),
+        (_PRODUCT, "GRU", single, Range(256), _ONE, Range(12)),
+        (_VECTOR, "GRU", single, Range(256), _ONE, Range(0, 2)),
+        (_PRODUCT, "GRU", single, Range(256, 512), Range(2, 8), Range(192)),
+        (_PRODUCT, "GRU", single, Range(512), Range(2, 8), Range(48)),
+        (_PRODUCT, "LSTM", single, Range(512, 1024), Range(2, 8), Range(32)),
+        (_PRODUCT, None, double, Range(192), _ONE, _ANY),
+        (_PRODUCT, None, double, Range(512), Range(2, 8), Range(48)),
     )
     for because, cell, dtype, hidden_size, steps, batch in classes:
         yield _entry(because, cell, dtype, True, hidden_size, steps, batch)
 
 
 def _projections() -> Iterator[Entry]:
-    """LSTMs with a projection, but for inference in one op; see :mod:`fastrnn.projections`."""
-    because = "our recurrent weights are larger than torch's, and are computed in each call"
+    """LSTMs with a projection: training, and inference but in one op."""
+    folded = "our recurrent weights are larger than torch's, and are computed in each call"
     classes = (
-        (False, _ANY, _ANY),
-        (True, Range(0, 96), Range(0, 3)),
-        (True, Range(96, 192), Range(0, 16)),
-        (True, Range(192, 288), Range(0, 40)),
-        (True, Range(288), _ANY),
+        (folded, False, False, _ANY, _ANY, _ANY),
+        (folded, True, False, Range(0, 96), Range(0, 3), _ANY),
+        (folded, True, False, Range(96, 192), Range(0, 16), _ANY),
+        (folded, True, False, Range(192, 288), Range(0, 40), _ANY),
+        (folded, True, False, Range(288), _ANY, _ANY),
+        (_VECTOR, True, True, Range(256), _ONE, Range(0, 2)),
+        (_PRODUCT, True, True, Range(128, 192), _ONE, Range(128)),
+        (_PRODUCT, True, True, Range(192, 384), Range(0, 4), Range(128)),
+        (_PRODUCT, True, True, Range(256, 384), _ONE, Range(48, 128)),
+        (_PRODUCT, True, True, Range(384), _ANY, Range(48)),
+        (_PRODUCT, True, True, Range(512), _ANY, Range(24, 48)),
+        (_PRODUCT, True, True, Range(512), _ONE, Range(12, 24)),
+        (_PRODUCT, True, True, Range(640, 1024), Range(8), Range(12, 24)),
     )
-    for training, hidden_size, steps in classes:
-        sizes = [f"H{hidden_size}"] * (hidden_size != _ANY) + [f"T{steps}"] * (steps != _ANY)
+    for because, training, in_one_op, hidden_size, steps, batch in classes:
+        words = [
+            f"{size}{range}"
+            for size, range in (("H", hidden_size), ("T", steps), ("B", batch))
+            if range != _ANY
+        ]
+        words += ["training" if training else "inference"] + ["in one op"] * in_one_op
         yield Entry(
-            ", ".join(["projected LSTM", *sizes, "training" if training else "inference"]),
+            ", ".join(["projected LSTM", *words]),
             because,
             cell="LSTM",
             training=training,
-            in_one_op=None if training else False,
+            in_one_op=in_one_op,
             projected=True,
             steps=steps,
+            batch=batch,
             hidden_size=hidden_size,
         )
 

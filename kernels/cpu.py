@@ -53,7 +53,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         function = getattr(library, f"fastrnn_cpu_{name}")
         function.argtypes = [ctypes.POINTER(_Problem), ctypes.POINTER(arrays)]
         function.restype = ctypes.c_int
-    if not hasattr(library, "fastrnn_cpu_forward_projected"):
+    if not hasattr(library, "fastrnn_cpu_backward_projected"):
         return None, f"{library_path(_LIBRARY)} is older than this fastrnn; reinstall fastrnn"
     pointers = [ctypes.POINTER(_Problem), ctypes.POINTER(ForwardArrays), ctypes.c_void_p]
     library.fastrnn_cpu_prepack.argtypes = pointers

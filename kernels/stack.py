@@ -53,6 +53,7 @@ class StackCall(NamedTuple):
 
 _CPU_FUNCTIONS = (
     "forward", "backward", "prepacked_bytes", "forward_prepacked", "forward_projected",
+    "backward_projected",
 )  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def layer_options(
     batch_first: bool,
     packed: bool,
     need_dx: bool = False,
+    projected: bool = False,
     given: tuple[bool, ...] = (),
 ) -> int:
     """How a layer is called in training, as one number for the ops.
@@ -93,11 +95,13 @@ def layer_options(
     Args:
         gru, biases, reverse, batch_first, packed: of the layer and its input.
         need_dx: whether backward returns dx.
+        projected: whether the layer has w_hr.
         given: whether the gradients of y, h and c are, the others being zeros.
     """
     number = gru | biases << 1 | reverse << 2 | batch_first << 3 | packed << 4 | need_dx << 5
+    number |= projected << 6
     for place, flag in enumerate(given):
-        number |= flag << 6 + place
+        number |= flag << 7 + place
     return number
 
 

@@ -1,8 +1,9 @@
-"""LSTM layers with a projection, on a kernel of their own and on those of layers without one."""
+"""LSTM layers with a projection, on kernels of their own and on those of layers without one."""
 
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn import functional, inference
+from fastrnn import functional, inference, layer_ops
 from fastrnn.examples import TOLERANCES
 from tests import peers
 
@@ -30,7 +31,37 @@ OPTIONS: list[dict[str, Any]] = [
     {"num_layers": 2, "bidirectional": True, "bias": False},
 ]
 LAYOUTS = ("padded", "batch_first", "packed", "unsorted", "unbatched")
-forced = pytest.mark.parametrize("backend", ["cpu", "reference"])
+forced = pytest.mark.parametrize("backend", ["cpu", "folded", "reference"], indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a backend; "folded" is the CPU's, run as a layer without a projection."""
+    if request.param != "folded":
+        return str(request.param)
+    monkeypatch.setattr(layer_ops, "runs", lambda *_: False)
+    return "cpu"
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The passes of training that run on kernels with a projection, as they run."""
+    found: list[str] = []
+
+    def noted(name: str) -> Any:
+        run = getattr(layer_ops, name)
+
+        def note(*args: Any, **options: Any) -> Any:
+            results = run(*args, **options)
+            projected = len(args) > 7 if name == "forward" else "projected" in options
+            found.extend([name] * (projected and results is not None))
+            return results
+
+        return note
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(layer_ops, name, noted(name))
+    return found
 
 
 def pair(dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
@@ -141,12 +172,66 @@ def test_one_row_of_states_is_not_taken_for_zeros() -> None:
         torch.testing.assert_close(ours(data(), hx), theirs(data(), hx))
 
 
-def test_second_derivatives() -> None:
+def test_training_runs_on_kernels_of_its_own(passes: list[str]) -> None:
+    ours, theirs = pair(num_layers=2, bidirectional=True)
+    torch.testing.assert_close(results(ours, data()), results(theirs, data()))
+    assert passes == ["forward"] * 4 + ["backward"] * 4
+
+
+@pytest.mark.parametrize("which", [[0], [1], [2], [0, 2], [1, 2]], ids=str)
+def test_gradients_of_some_results(which: list[int], passes: list[str]) -> None:
+    found = []
+    for layer in pair():
+        x, (h0, c0) = data().requires_grad_(), initial(layer)
+        given = peers.tensors(layer(x, (h0.detach(), c0)))
+        loss = peers.loss([given[i] for i in which])
+        found.append(torch.autograd.grad(loss, [x, c0, *layer.parameters()]))
+    torch.testing.assert_close(*found)
+    assert passes == ["forward", "backward"]
+
+
+def test_the_output_may_be_changed_in_place() -> None:
+    found = []
+    for layer in pair():
+        y = layer(data())[0]
+        y.mul_(2)
+        found.append(torch.autograd.grad(y.square().sum(), [*layer.parameters()]))
+    torch.testing.assert_close(*found)
+
+
+def test_many_gradients_at_once() -> None:
+    found = []
+    for layer in pair():
+        y = layer(data())[0]
+        grads = torch.stack([torch.ones_like(y), y.detach()])
+        found.append(torch.autograd.grad(y, [*layer.parameters()], grads, is_grads_batched=True))
+    torch.testing.assert_close(*found)
+
+
+def test_sizes_that_the_kernels_do_not_take(
+    passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.fastrnn, "layer", SimpleNamespace(default=lambda *_: []))
+    ours, theirs = pair()
+    with fastrnn.backend("cpu"):
+        torch.testing.assert_close(results(ours, data()), results(theirs, data()))
+    assert not passes
+
+
+def test_results_of_more_than_a_megabyte(passes: list[str]) -> None:
+    ours, theirs = peers.pair("LSTM", 3, 70, proj_size=40, dtype=torch.float64)
+    x = torch.randn(40, 30, 3, dtype=torch.float64)
+    torch.testing.assert_close(results(ours, x), results(theirs, x))
+    assert passes == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "reference"])
+def test_second_derivatives(kind: str) -> None:
     ours, theirs = pair()
     found = []
     for layer in (ours, theirs):
         x = data()[:3].requires_grad_()
-        with fastrnn.backend("reference" if layer is ours else "torch"):
+        with fastrnn.backend(kind if layer is ours else "torch"):
             (first,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), [x, *layer.parameters()]))
     torch.testing.assert_close(*found)

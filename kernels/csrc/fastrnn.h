@@ -94,11 +94,16 @@ typedef struct {
 FASTRNN_API int fastrnn_abi_version(void);
 FASTRNN_API int fastrnn_cpu_forward(const fastrnn_problem *, const fastrnn_forward_arrays *);
 /* An LSTM layer with a projection: its h is W_hr m, where m is what a layer without one calls h.
- * h0 and h_n are [B, P], y is [N, P], and w_hh is [4H, P]; gates and cells are NULL. */
+ * h0 and h_n are [B, P], y is [N, P], and w_hh is [4H, P]. */
 FASTRNN_API int fastrnn_cpu_forward_projected(const fastrnn_problem *,
                                               const fastrnn_forward_arrays *,
                                               const void *w_hr /* [P, H] */, int64_t proj_size);
 FASTRNN_API int fastrnn_cpu_backward(const fastrnn_problem *, const fastrnn_backward_arrays *);
+/* The gradients of a layer with a projection: dh_n and dh0 are [B, P], dy is [N, P], and dw_hh is
+ * [4H, P]. */
+FASTRNN_API int fastrnn_cpu_backward_projected(const fastrnn_problem *,
+                                               const fastrnn_backward_arrays *, const void *w_hr,
+                                               void *dw_hr /* [P, H] */, int64_t proj_size);
 /* For a layer that runs many times with the same weights: its weights and biases in the order in
  * which the kernels of the instruction set in use read them. Of the problem, cell, dtype,
  * input_size and hidden_size count, and of the arrays, weights and biases. */

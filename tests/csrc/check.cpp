@@ -25,13 +25,13 @@ void check_prepacked(const Problem &p, int threads, const Results &expected) {
 template <class S>
 Results run(const Problem &p, int threads, bool backward) {
   Layer<S> layer(p, threads, backward);
-  require(fastrnn_cpu_forward(&layer.problem, &layer.forward), p.shape.name());
-  check_prepacked<S>(p, threads, layer.results());
+  require(layer.run_forward(), p.shape.name());
+  if (!p.shape.proj_size) check_prepacked<S>(p, threads, layer.results());
   if (!backward) return layer.results();
-  require(fastrnn_cpu_backward(&layer.problem, &layer.backward), p.shape.name());
+  require(layer.run_backward(), p.shape.name());
   const Results results = layer.results();
   layer.backward.dx = nullptr;  // the gradient of x is optional
-  require(fastrnn_cpu_backward(&layer.problem, &layer.backward), p.shape.name());
+  require(layer.run_backward(), p.shape.name());
   return results;
 }
 
@@ -92,14 +92,14 @@ void check_rows_alone(const Shape &shape) {
       };
       alone.inputs = whole.inputs;
       copy_row(X, shape.steps, shape.input);
-      copy_row(H0, 1, shape.hidden);
+      copy_row(H0, 1, shape.features());
       if (shape.lstm()) copy_row(C0, 1, shape.hidden);
       for (Input which : {X, H0, C0}) alone.inputs[which].resize(alone.input_size(which));
       const Results results = run<float>(alone, 1, false);
       for (int64_t t = 0; t < shape.steps; ++t)
-        for (int64_t j = 0; j < shape.hidden; ++j)
-          if (results.outputs[Y][t * shape.hidden + j] !=
-              together.outputs[Y][(t * shape.batch + b) * shape.hidden + j])
+        for (int64_t j = 0; j < shape.features(); ++j)
+          if (results.outputs[Y][t * shape.features() + j] !=
+              together.outputs[Y][(t * shape.batch + b) * shape.features() + j])
             return fail(shape.name() + " " + level, "a row alone differs", double(b), 0);
     }
   }
@@ -133,6 +133,27 @@ void check_prepacked_interface(fastrnn_problem problem) {
   expect("another cell", run(prepacked.get()), FASTRNN_ERROR_ARGUMENT);
   problem.hidden_size = 0;
   expect("bytes", int(fastrnn_cpu_prepacked_bytes(&problem)), -1);
+}
+
+// Invalid calls of a layer with a projection.
+void check_projected_interface() {
+  std::mt19937 random(1);
+  const Problem p({FASTRNN_LSTM, 2, 1, 3, 4, false, false, true, 2}, random);
+  Layer<float> layer(p, 1, true);
+  const auto expect = [&](const char *what, const void *w_hr, void *dw_hr, int64_t size) {
+    const int forward = fastrnn_cpu_forward_projected(&layer.problem, &layer.forward, w_hr, size),
+              backward = fastrnn_cpu_backward_projected(&layer.problem, &layer.backward, w_hr,
+                                                        dw_hr, size);
+    if (dw_hr && forward != FASTRNN_ERROR_ARGUMENT)
+      fail("projection forward", what, forward, FASTRNN_ERROR_ARGUMENT);
+    if (backward != FASTRNN_ERROR_ARGUMENT)
+      fail("projection backward", what, backward, FASTRNN_ERROR_ARGUMENT);
+  };
+  expect("no weights", nullptr, layer.dw_hr(), 2);
+  expect("no gradient", layer.w_hr(), nullptr, 2);
+  expect("no size", layer.w_hr(), layer.dw_hr(), 0);
+  layer.problem.cell = FASTRNN_GRU;
+  expect("another cell", layer.w_hr(), layer.dw_hr(), 2);
 }
 
 // Calls with nothing to compute, and invalid calls.
@@ -187,12 +208,28 @@ int main(int count, char **arguments) {
         for (bool reverse : {false, true})
           check_shape({cell, size[0], size[1], size[2], size[3], packed, reverse, bias++ % 3 != 0},
                       check);
-  // T, I, H: packed weights, and weights that are read in place.
+  // T, B, H: packed weights, and weights that are read in place; narrow and wide inputs, which one
+  // row projects ahead and many rows project in each step.
   const int64_t alone[][3] = {{1, 40, 35}, {5, 40, 35}, {1, 40, 70}, {2, 43, 131}, {2, 5, 136}};
   for (int cell : {FASTRNN_LSTM, FASTRNN_GRU})
     for (const int64_t *size : alone)
-      check_shape({cell, size[0], 9, size[1], size[2], false, false, true}, check_rows_alone);
-  shapes += check_projections() + check_pixels();
+      for (const int64_t input : {9, 45})
+        check_shape({cell, size[0], size[1], input, size[2], false, false, true}, check_rows_alone);
+  // T, B, I, H, P: the same, and so large that two threads divide the rows or the elements of h.
+  const int64_t projected[][5] = {{1, 1, 1, 2, 1},   {5, 7, 3, 16, 9},   {3, 17, 40, 31, 30},
+                                  {2, 9, 3, 133, 3}, {1, 5, 40, 70, 35}, {2, 11, 39, 136, 16},
+                                  {3, 2, 9, 230, 99}};
+  for (const int64_t *size : projected) {
+    const auto shape = [&](bool packed, bool reverse) {
+      return Shape{FASTRNN_LSTM, size[0], size[1],         size[2], size[3],
+                   packed,       reverse, bias++ % 3 != 0, size[4]};
+    };
+    check_shape(shape(false, bias % 2), check);
+    check_shape(shape(true, bias % 2), check);
+    check_shape(shape(false, false), check_rows_alone);
+  }
+  shapes += check_pixels();
+  check_projected_interface();
   check_grid();
   check_activations();
   check_cuda_activations();

@@ -28,7 +28,6 @@ inline bool skip_shape() {
 
 // Each prints and counts its failures; an int is the number of shapes that were checked.
 int check_pixels();
-int check_projections();
 void check_activations();
 void check_cuda_activations();
 void check_grid();

@@ -9,22 +9,25 @@
 #include <array>
 #include <cstring>
 
-enum Input { X, H0, C0, W_IH, W_HH, B_IH, B_HH, INPUTS };
+enum Input { X, H0, C0, W_IH, W_HH, B_IH, B_HH, W_HR, INPUTS };
 enum Output { Y, H_N, C_N, OUTPUTS };
-const char *const kInputs[] = {"x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh"};
+const char *const kInputs[] = {"x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
 const char *const kOutputs[] = {"y", "h_n", "c_n"};
 
 struct Shape {
   int cell;
   int64_t steps, batch, input, hidden;
   bool packed, reverse, bias;
+  int64_t proj_size = 0;  // of an LSTM with a projection
 
+  int64_t features() const { return proj_size ? proj_size : hidden; }  // of h
   bool lstm() const { return cell == FASTRNN_LSTM; }
   std::string name() const {
     std::ostringstream text;
     text << (lstm() ? "LSTM" : "GRU") << " T" << steps << " B" << batch << " I" << input << " H"
          << hidden << (packed ? " packed" : "") << (reverse ? " reverse" : "")
          << (bias ? "" : " no-bias");
+    if (proj_size) text << " P" << proj_size;
     return text.str();
   }
 };
@@ -46,29 +49,34 @@ struct Problem {
     }
     for (int i = 0; i < INPUTS; ++i) inputs[i] = draw(input_size(Input(i)), random);
     for (int i = 0; i < OUTPUTS; ++i) output_gradients[i] = draw(output_size(Output(i)), random);
+    if (s.proj_size)
+      for (Input which : {W_HH, W_HR})
+        for (double &w : inputs[which]) w /= 4;  // exact in bfloat16, too
   }
 
   int64_t gate_rows() const { return (shape.lstm() ? 4 : 3) * shape.hidden; }
-  int64_t state() const { return shape.batch * shape.hidden; }
   int64_t input_size(Input which) const {
     switch (which) {
       case X:
         return rows * shape.input;
       case H0:
-        return state();
+        return shape.batch * shape.features();
       case C0:
-        return shape.lstm() ? state() : 0;
+        return shape.lstm() ? shape.batch * shape.hidden : 0;
       case W_IH:
         return gate_rows() * shape.input;
       case W_HH:
-        return gate_rows() * shape.hidden;
+        return gate_rows() * shape.features();
+      case W_HR:
+        return shape.proj_size * shape.hidden;
       default:
         return shape.bias ? gate_rows() : 0;
     }
   }
   int64_t output_size(Output which) const {
-    if (which == Y) return rows * shape.hidden;
-    return which == H_N || shape.lstm() ? state() : 0;
+    if (which == Y) return rows * shape.features();
+    if (which == H_N) return shape.batch * shape.features();
+    return shape.lstm() ? shape.batch * shape.hidden : 0;
   }
 };
 
@@ -129,8 +137,9 @@ class Layer {
     for (const Values &values : p.output_gradients) d_.emplace_back(values);
     for (int i = 0; i < INPUTS; ++i) {
       // Bias gradients exist even without biases; the two of an LSTM are equal and stored once.
+      const bool bias = i == B_IH || i == B_HH;
       const int64_t size =
-          i < B_IH ? p.input_size(Input(i)) : (i == B_HH && s.lstm() ? 0 : p.gate_rows());
+          !bias ? p.input_size(Input(i)) : (i == B_HH && s.lstm() ? 0 : p.gate_rows());
       gradient_.emplace_back(size_t(size));
     }
     backward = {d_[Y].get(),           d_[H_N].get(),         d_[C_N].get(),
@@ -140,6 +149,18 @@ class Layer {
                 gradient_[H0].get(),   gradient_[C0].get(),   gradient_[W_IH].get(),
                 gradient_[W_HH].get(), gradient_[B_IH].get(), gradient_[B_HH].get()};
   }
+
+  int run_forward() {
+    if (!p_.shape.proj_size) return fastrnn_cpu_forward(&problem, &forward);
+    return fastrnn_cpu_forward_projected(&problem, &forward, w_hr(), p_.shape.proj_size);
+  }
+  int run_backward() {
+    if (!p_.shape.proj_size) return fastrnn_cpu_backward(&problem, &backward);
+    return fastrnn_cpu_backward_projected(&problem, &backward, w_hr(), dw_hr(), p_.shape.proj_size);
+  }
+
+  const void *w_hr() const { return in_[W_HR].get(); }
+  void *dw_hr() const { return gradient_[W_HR].get(); }
 
   Results results() const {
     Results results;

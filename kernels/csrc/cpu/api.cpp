@@ -154,11 +154,24 @@ int fastrnn_cpu_forward_projected(const fastrnn_problem *problem,
   return run_call(check(problem), problem, arrays, [=](const auto &p, const auto &a) {
     if (const int error = check(p, a)) return error;
     if (const int error = check_weights(a)) return error;
-    if (p.cell != FASTRNN_LSTM || !w_hr || proj_size < 1 || a.gates)
-      return int(FASTRNN_ERROR_ARGUMENT);
+    if (p.cell != FASTRNN_LSTM || !w_hr || proj_size < 1) return int(FASTRNN_ERROR_ARGUMENT);
     Job job{};
     job.w_hr = w_hr, job.proj_size = proj_size;
     return run_forward(p, a, job, current_level());
+  });
+}
+
+int fastrnn_cpu_backward_projected(const fastrnn_problem *problem,
+                                   const fastrnn_backward_arrays *arrays, const void *w_hr,
+                                   void *dw_hr, int64_t proj_size) {
+  return run_call(check(problem), problem, arrays, [=](const auto &p, const auto &a) {
+    if (const int error = check(p, a)) return error;
+    if (p.cell != FASTRNN_LSTM || !w_hr || !dw_hr || proj_size < 1)
+      return int(FASTRNN_ERROR_ARGUMENT);
+    Job job{};
+    job.backward = &a;
+    job.w_hr = w_hr, job.dw_hr = dw_hr, job.proj_size = proj_size;
+    return run(p, job);
   });
 }
 

@@ -13,7 +13,8 @@
 
 namespace fastrnn::FASTRNN_LEVEL {
 
-constexpr int64_t kNarrowInput = 32;             // widest input that is projected inside the step
+constexpr int64_t kNarrowInput = 32;  // widest input that every step projects for itself
+constexpr int64_t kJoinedRows = kRegisters < 32 ? 9 : 12;  // so many rows project any input so
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
 constexpr int64_t kMaxCachedBytes = 4 << 20;  // of results that stay in a cache until they are read
 
@@ -26,7 +27,8 @@ class Forward : Share<S> {
   using Base = Share<S>;
   using typename Base::C;
   using Base::batch_begin_, Base::batch_end_, Base::H, Base::I, Base::job_, Base::units_in,
-      Base::panels_, Base::panel_begin_, Base::panel_end_, Base::rows, Base::thread_, Base::lanes,
+      Base::features_in, Base::lanes, Base::P, Base::panel_begin_, Base::panel_end_, Base::panels_,
+      Base::rows, Base::state_begin_, Base::state_end_, Base::state_panels_, Base::thread_,
       Base::walk_;
   using CellPanel = Panel<Cell, S>;
   static constexpr int G = Cell::kGates, kTile = tile_rows(G), kInPlaceTile = tile_rows(4);
@@ -39,31 +41,28 @@ class Forward : Share<S> {
  private:
   Forward(const Job &job, int thread, char *block)
       : Base(job, thread), arrays_(*job.forward), prepacked_(job.prepacked),
-        in_place_(job.in_place && !prepacked_), narrow_(I <= kNarrowInput),
-        projects_(kMayProject && job.w_hr), streams_(large_results()),
-        P(projects_ ? job.proj_size : H), h_panels_((P + lanes - 1) / lanes),
-        h_begin_(h_panels_ * this->column_ / this->columns_),
-        h_end_(h_panels_ * (this->column_ + 1) / this->columns_) {
+        in_place_(job.in_place && !prepacked_), joined_(joins_input()),
+        projects_(kMayProject && job.w_hr), streams_(large_results()) {
     Arena arena(block);
     const PackedWeights<Cell, S> ready(job.prepacked, H, I);
     w_hh_ = prepacked_ ? ready.w_hh : arena.take<C>(in_place_ ? 0 : panels_ * P * G * lanes);
     bias_ = prepacked_ ? ready.bias : arena.take<C>(panels_ * 4 * lanes);
-    for (C *&h : h_) h = arena.take<C>(walk_.batch * h_panels_ * lanes);
+    for (C *&h : h_) h = arena.take<C>(walk_.batch * state_panels_ * lanes);
     m_ = arena.take<C>(projects_ ? walk_.batch * panels_ * lanes : 0);
-    w_hr_ = arena.take<C>(projects_ && !in_place_ ? h_panels_ * H * lanes : 0);
+    w_hr_ = arena.take<C>(projects_ && !in_place_ ? state_panels_ * H * lanes : 0);
     c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * panels_ * lanes : 0);
 
     const int64_t sequences = this->max_sequences();
     const int64_t row_bytes = this->max_panels() * G * lanes * int64_t(sizeof(C));
-    const int64_t steps = narrow_ ? 1 : kProjectionBytes / row_bytes / sequences;
+    const int64_t steps = joined_ ? 1 : kProjectionBytes / row_bytes / sequences;
     steps_ahead_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows_ahead = steps_ahead_ * sequences;
-    packs_input_ = prepacked_ || narrow_ || (!in_place_ && steps_ahead_ < walk_.steps);
+    packs_input_ = prepacked_ || joined_ || (!in_place_ && steps_ahead_ < walk_.steps);
     w_ih_ = prepacked_ ? ready.w_ih : arena.take<C>(packs_input_ ? panels_ * I * G * lanes : 0);
     for (int t = 0; t < job.grid.threads(); ++t) {
       C *panel = arena.take<C>(packs_input_ || in_place_ ? 0 : I * G * lanes);
-      C *x = arena.take<C>(narrow_ && sizeof(S) == sizeof(C) ? 0 : rows_ahead * I);
-      C *projection = arena.take<C>(narrow_ ? 0 : rows_ahead * row_bytes / int64_t(sizeof(C)));
+      C *x = arena.take<C>(joined_ && sizeof(S) == sizeof(C) ? 0 : rows_ahead * I);
+      C *projection = arena.take<C>(joined_ ? 0 : rows_ahead * row_bytes / int64_t(sizeof(C)));
       if (t == thread) panel_ = panel, x_ = x, projection_ = projection;
     }
     used_ = arena.used();
@@ -74,7 +73,7 @@ class Forward : Share<S> {
     load_states();
     this->barrier_all();
     for (int64_t s = 0; s < walk_.steps; ++s) {
-      if (!narrow_ && s % steps_ahead_ == 0) project(s);
+      if (!joined_ && s % steps_ahead_ == 0) project(s);
       step(s);
       if (projects_) {
         this->barrier_group();
@@ -84,6 +83,12 @@ class Forward : Share<S> {
     }
     store_states();
     if (streams_) fence();
+  }
+
+  // Whether a step projects its own input, which saves writing and reading the results: of a narrow
+  // input, and where the rows of one step are enough for the weights that are read.
+  bool joins_input() const {
+    return I <= kNarrowInput || (!in_place_ && this->max_sequences() >= kJoinedRows);
   }
 
   // Whether y, gates and cells consist of whole cache lines and are too large for a cache.
@@ -114,7 +119,8 @@ class Forward : Share<S> {
       if (packs_input_) pack_panel(w_ih_, arrays_.w_ih, I, p);
     }
     const bool shared = projects_ && !in_place_ && job_.grid.row_groups > 1;
-    for (int64_t q = thread_; shared && q < h_panels_; q += job_.grid.threads()) pack_projection(q);
+    for (int64_t q = thread_; shared && q < state_panels_; q += job_.grid.threads())
+      pack_projection(q);
   }
 
   // Packs panel p of a matrix [G*H, K] where it belongs, and returns it.
@@ -161,9 +167,9 @@ class Forward : Share<S> {
   void load_states() {
     const S *h0 = static_cast<const S *>(arrays_.h0), *c0 = static_cast<const S *>(arrays_.c0);
     for (int64_t b = batch_begin_; b < batch_end_; ++b) {
-      for (int64_t q = h_begin_; q < h_end_; ++q) {
+      for (int64_t q = state_begin_; q < state_end_; ++q) {
         const Vec<C> h = load_n(h0 + b * P + q * lanes, features_in(q));
-        for (C *copy : h_) store(copy + (b * h_panels_ + q) * lanes, h);
+        for (C *copy : h_) store(copy + (b * state_panels_ + q) * lanes, h);
       }
       if constexpr (Cell::kHasCell)
         for (int64_t p = panel_begin_; p < panel_end_; ++p)
@@ -176,7 +182,7 @@ class Forward : Share<S> {
     S *h_n = static_cast<S *>(arrays_.h_n), *c_n = static_cast<S *>(arrays_.c_n);
     for (int64_t b = batch_begin_; b < batch_end_; ++b) {
       const int64_t t = walk_.reverse ? 0 : walk_.length(b) - 1;
-      for (int64_t q = h_begin_; q < h_end_; ++q)
+      for (int64_t q = state_begin_; q < state_end_; ++q)
         store_n(h_n + b * P + q * lanes,
                 load_n(y + (walk_.offset(t) + b) * P + q * lanes, features_in(q)), features_in(q));
       if constexpr (Cell::kHasCell)
@@ -185,14 +191,11 @@ class Forward : Share<S> {
     }
   }
 
-  // The number of real, not padded, elements of h in panel q.
-  int64_t features_in(int64_t q) const { return P - q * lanes < lanes ? P - q * lanes : lanes; }
-
   const S *input(int64_t t) const {  // the first row of this share at time t
     return static_cast<const S *>(arrays_.x) + (walk_.offset(t) + batch_begin_) * I;
   }
 
-  // Fills projection_[row][panel][G][lanes] for steps_ahead_ steps from s on, including the biases.
+  // Fills projection_[panel][row][G][lanes] for steps_ahead_ steps from s on, including the biases.
   void project(int64_t s) {
     int64_t n = 0;
     for (int64_t i = s; i < s + steps_ahead_ && i < walk_.steps; ++i) {
@@ -200,9 +203,9 @@ class Forward : Share<S> {
       this->widen_rows(x_ + n * I, I, input(t), I, rows(t));
       n += rows(t);
     }
-    const int64_t ld = (panel_end_ - panel_begin_) * G * lanes;
+    const int64_t ld = G * lanes;
     for (int64_t p = panel_begin_; p < panel_end_; ++p) {
-      C *out = projection_ + (p - panel_begin_) * G * lanes;
+      C *out = projection_ + (p - panel_begin_) * n * ld;
       if (in_place_) {
         for_tiles<kInPlaceTile>(n, [&](auto height, int64_t r) {
           project_in_place<decltype(height)::value>(p, r, out + r * ld, ld);
@@ -214,7 +217,7 @@ class Forward : Share<S> {
       Product<C, false>{out, ld, true, {x_, I}, {input_panel(p, s), G * lanes, lanes}, n, G, I}
           .run();
     }
-    projected_ = projection_;
+    rows_ahead_ = n, projected_ = projection_;
   }
 
   template <int R>
@@ -230,7 +233,7 @@ class Forward : Share<S> {
   void step(int64_t s) {
     const int64_t t = walk_.time(s), n = rows(t);
     const C *x = x_;
-    if (narrow_) {
+    if (joined_) {
       if constexpr (sizeof(S) == sizeof(C))
         x = input(t);
       else
@@ -238,36 +241,36 @@ class Forward : Share<S> {
     }
     for (int64_t p = panel_begin_; p < panel_end_; ++p) {
       const C *w_hh = in_place_ ? nullptr : recurrent_panel(p, s);
-      const C *w_ih = narrow_ ? input_panel(p, s) : nullptr;
+      const C *w_ih = joined_ ? input_panel(p, s) : nullptr;
       const auto compute = [&](auto height, int64_t r) {
         constexpr int R = decltype(height)::value;
-        narrow_ ? tile<R, true>(s, p, r, x + r * I, w_ih, w_hh)
+        joined_ ? tile<R, true>(s, p, r, x + r * I, w_ih, w_hh)
                 : tile<R, false>(s, p, r, nullptr, nullptr, w_hh);
       };
       in_place_ ? for_tiles<kInPlaceTile>(n, compute) : for_tiles<kTile>(n, compute);
     }
-    if (!narrow_) projected_ += n * (panel_end_ - panel_begin_) * G * lanes;
+    if (!joined_) projected_ += n * G * lanes;
   }
 
   // One step of R sequences in one panel; r is the first sequence, counted within this share.
-  template <int R, bool kNarrow>
+  template <int R, bool kJoined>
   __attribute__((noinline)) void tile(int64_t s, int64_t p, int64_t r, const C *x, const C *w_ih,
                                       const C *w_hh) {
     Vec<C> acc[R][G];
-    if constexpr (kNarrow) {
+    if constexpr (kJoined) {
       for (int i = 0; i < R; ++i)
         for (int g = 0; g < G; ++g) acc[i][g] = load(bias_ + (p * 4 + g) * lanes);
       multiply(acc, Lhs<C>{x, I}, Rhs<C>{w_ih, G * lanes, lanes}, I);
     } else {
-      const int64_t ld = (panel_end_ - panel_begin_) * G * lanes;
-      const C *projected = projected_ + r * ld + (p - panel_begin_) * G * lanes;
+      const int64_t ld = G * lanes;
+      const C *projected = projected_ + ((p - panel_begin_) * rows_ahead_ + r) * ld;
       for (int i = 0; i < R; ++i)
         for (int g = 0; g < G; ++g) acc[i][g] = load(projected + i * ld + g * lanes);
     }
     C input_n[R][lanes];
     const int64_t b = batch_begin_ + r;
     const C *h_old = h_[s & 1];
-    const Lhs<C> h_rows{h_old + b * h_panels_ * lanes, h_panels_ * lanes};
+    const Lhs<C> h_rows{h_old + b * state_panels_ * lanes, state_panels_ * lanes};
     CellPanel::template part_input<R>(acc, input_n, bias_ + p * 4 * lanes);
     w_hh ? multiply(acc, h_rows, Rhs<C>{w_hh, G * lanes, lanes}, P)
          : add_in_place(acc, h_rows, arrays_.w_hh, P, p);
@@ -300,7 +303,7 @@ class Forward : Share<S> {
   // The new h of a step: what its tiles left in m_, times w_hr.
   void project_states(int64_t s) {
     const int64_t t = walk_.time(s);
-    for (int64_t q = h_begin_; q < h_end_; ++q) {
+    for (int64_t q = state_begin_; q < state_end_; ++q) {
       const C *w = in_place_ ? nullptr : projection_panel(q, s);
       const auto compute = [&](auto height, int64_t r) {
         project_tile<decltype(height)::value>(s, t, q, batch_begin_ + r, w);
@@ -319,7 +322,7 @@ class Forward : Share<S> {
       : multiply_in_place(acc, m, rows_of_w, 0, features_in(q), H);
     S *y = static_cast<S *>(arrays_.y) + (walk_.offset(t) + b) * P + q * lanes;
     for (int i = 0; i < R; ++i) {
-      store(h_[~s & 1] + ((b + i) * h_panels_ + q) * lanes, acc[i][0]);
+      store(h_[~s & 1] + ((b + i) * state_panels_ + q) * lanes, acc[i][0]);
       store_n(y + i * P, acc[i][0], features_in(q));
     }
   }
@@ -327,16 +330,16 @@ class Forward : Share<S> {
   const fastrnn_forward_arrays arrays_;
   const bool prepacked_;
   const bool in_place_;  // whether weights are read as they lie, not packed
-  const bool narrow_;    // whether the step projects the input
+  const bool joined_;    // whether a step projects its own input
   const bool projects_;  // whether h is a projection of the step's results
   const bool streams_;
-  const int64_t P, h_panels_, h_begin_, h_end_;  // h: elements, panels, and those of this thread
   bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;
   C *w_hh_, *w_ih_, *bias_, *h_[2], *c_, *m_, *w_hr_;          // shared by all threads
   C *panel_ = nullptr, *x_ = nullptr, *projection_ = nullptr;  // of this thread
-  const C *projected_ = nullptr;  // the part of projection_ for the current step
+  const C *projected_ = nullptr;  // the current step's rows in the first panel of projection_
+  int64_t rows_ahead_ = 0;        // that projection_ holds
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL

@@ -64,8 +64,9 @@ struct Job {
   Grid grid;
   bool in_place;              // forward: read the weights as they lie instead of packing them
   char *prepacked;            // forward: weights and biases that are packed already, or null
-  const void *w_hr;           // forward: [P, H], the weights of a projection, or null
+  const void *w_hr;           // [P, H], the weights of a projection, or null
   int64_t proj_size;          // P
+  void *dw_hr;                // backward, with a projection: [P, H]
   const int64_t *row_starts;  // [row_groups + 1]: the first sequence of each row group
   Barrier *barriers;          // [1 + row_groups]: of all threads, then of each row group
   char *scratch;

@@ -15,11 +15,14 @@ class Share {
 
   Share(const Job &job, int thread)
       : job_(job), walk_(job.walk), thread_(thread), I(job.problem->input_size),
-        H(job.problem->hidden_size), panels_((H + lanes - 1) / lanes),
+        H(job.problem->hidden_size), P(job.w_hr ? job.proj_size : H),
+        panels_((H + lanes - 1) / lanes), state_panels_((P + lanes - 1) / lanes),
         row_group_(thread / job.grid.column_groups), column_(thread % job.grid.column_groups),
         columns_(job.grid.column_groups), panel_begin_(panels_ * column_ / columns_),
-        panel_end_(panels_ * (column_ + 1) / columns_), batch_begin_(job.row_starts[row_group_]),
-        batch_end_(job.row_starts[row_group_ + 1]) {}
+        panel_end_(panels_ * (column_ + 1) / columns_),
+        state_begin_(state_panels_ * column_ / columns_),
+        state_end_(state_panels_ * (column_ + 1) / columns_),
+        batch_begin_(job.row_starts[row_group_]), batch_end_(job.row_starts[row_group_ + 1]) {}
 
   // The number of this share's sequences that run at time t.
   int64_t rows(int64_t t) const { return clip(walk_.rows(t)); }
@@ -40,6 +43,8 @@ class Share {
 
   // The number of real, not padded, hidden units in panel p.
   int64_t units_in(int64_t p) const { return H - p * lanes < lanes ? H - p * lanes : lanes; }
+  // The same of the elements of h in panel q.
+  int64_t features_in(int64_t q) const { return P - q * lanes < lanes ? P - q * lanes : lanes; }
 
   // Waits for all threads, and for the threads of this row group.
   void barrier_all() const { job_.barriers[0].wait(job_.grid.threads()); }
@@ -56,9 +61,9 @@ class Share {
   const Job &job_;
   const Walk walk_;
   const int thread_;
-  const int64_t I, H, panels_;
+  const int64_t I, H, P, panels_, state_panels_;  // P: elements of h; a projection's size, or H
   const int row_group_, column_, columns_;
-  const int64_t panel_begin_, panel_end_, batch_begin_, batch_end_;
+  const int64_t panel_begin_, panel_end_, state_begin_, state_end_, batch_begin_, batch_end_;
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL

@@ -33,6 +33,8 @@ typedef struct {
                            const void *prepacked);
   int (*forward_projected)(const fastrnn_problem *, const fastrnn_forward_arrays *,
                            const void *w_hr, int64_t proj_size);
+  int (*backward_projected)(const fastrnn_problem *, const fastrnn_backward_arrays *,
+                            const void *w_hr, void *dw_hr, int64_t proj_size);
 } fastrnn_cpu_functions;
 
 /* The names of the functions of torch that fastrnn_torch_bind expects, separated by spaces. */

@@ -12,12 +12,12 @@ namespace fastrnn {
 // How a layer is called, from the op's `options`. The last three say which gradients are given; the
 // others are zeros.
 struct LayerOptions {
-  bool gru, biases, reverse, batch_first, packed, need_dx, has_dy, has_dh_n, has_dc_n;
+  bool gru, biases, reverse, batch_first, packed, need_dx, projected, has_dy, has_dh_n, has_dc_n;
 
   explicit LayerOptions(int64_t options)
       : gru(options & 1), biases(options & 2), reverse(options & 4), batch_first(options & 8),
-        packed(options & 16), need_dx(options & 32), has_dy(options & 64), has_dh_n(options & 128),
-        has_dc_n(options & 256) {}
+        packed(options & 16), need_dx(options & 32), projected(options & 64), has_dy(options & 128),
+        has_dh_n(options & 256), has_dc_n(options & 512) {}
 
   size_t states() const { return gru ? 1 : 2; }
   size_t saved() const { return gru ? 1 : 2; }
@@ -25,15 +25,18 @@ struct LayerOptions {
 };
 
 // Both take tensors in this order: x [T, B, I] ([B, T, I], or [N, I] if packed, or [B, I] for one
-// step), batch_sizes if packed, and the states [1, B, H] or [B, H]. y and the gradients have their
-// forms. False, with no results, for a call that has to go through Python, as run_stack says.
+// step), batch_sizes if packed, and the states [1, B, H] or [B, H], with a projection h [1, B, P]
+// or [B, P]. y and the gradients have their forms. False, with no results, for a call that has to
+// go through Python, as run_stack says.
 
-// Then w_ih, w_hh and, with biases, b_ih and b_hh. Results: y, the final states, the saved tensors.
+// Then w_ih, w_hh, with biases b_ih and b_hh, and with a projection w_hr. Results: y, the final
+// states, the saved tensors.
 bool run_layer(std::vector<Tensor> *tensors, const LayerOptions &options,
                const fastrnn_cpu_functions &cpu, int threads, std::vector<Tensor> *results);
 
-// Then w_ih, w_hh, y, the saved tensors, and those of dy, dh_n and dc_n that are given. Results:
-// the gradients of the states, w_ih, w_hh, b_ih, for a GRU b_hh and, if it is needed, x.
+// Then w_ih, w_hh, with a projection w_hr, y, the saved tensors, and those of dy, dh_n and dc_n
+// that are given. Results: the gradients of the states, w_ih, w_hh, b_ih, for a GRU b_hh, with a
+// projection w_hr and, if it is needed, x.
 bool run_layer_backward(std::vector<Tensor> *tensors, const LayerOptions &options,
                         const fastrnn_cpu_functions &cpu, int threads,
                         std::vector<Tensor> *results);

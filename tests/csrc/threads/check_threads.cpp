@@ -5,7 +5,7 @@
 #include <cpu/prepacked.h>
 #include <cpu/run.h>
 
-#include "../projected.h"
+#include "../layer.h"
 #include "openmp.h"
 
 #include <thread>
@@ -81,23 +81,25 @@ void check(const Problem &p, const std::vector<Grid> &grids, const char *dtype, 
 
 // A projected layer, whose threads also wait for each other within a step.
 template <class S>
-void check_projected(const ProjectedProblem &p, const std::vector<Grid> &grids) {
+void check_projected(const Problem &p, const std::vector<Grid> &grids, double limit) {
   const int64_t lanes = fastrnn::current_level().vector_bytes / (sizeof(S) == 8 ? 8 : 4);
   for (const bool in_place : {false, true}) {
-    if (in_place && p.proj_size < lanes) continue;
-    const auto outputs = [&](Grid grid) {
-      ProjectedLayer<S> layer(p, 1);
+    if (in_place && p.shape.proj_size < lanes) continue;
+    const auto results = [&](Grid grid) {
+      Layer<S> layer(p, 1, true);
       fastrnn::Job job{};
-      job.forward = &layer.arrays, job.in_place = in_place;
-      job.w_hr = layer.w_hr(), job.proj_size = p.proj_size;
-      run(job, layer.problem, grid, p.name());
-      return layer.outputs();
+      job.w_hr = layer.w_hr(), job.proj_size = p.shape.proj_size;
+      job.forward = &layer.forward, job.in_place = in_place;
+      run(job, layer.problem, grid, p.shape.name());
+      job.forward = nullptr, job.backward = &layer.backward, job.dw_hr = layer.dw_hr();
+      run(job, layer.problem, grid, p.shape.name());
+      return layer.results();
     };
-    const auto expected = outputs({});
+    const Results expected = results({});
     for (const Grid grid : grids)
       if (grid.row_groups <= p.shape.batch &&
           grid.column_groups <= fastrnn::ceil_div(p.shape.hidden, lanes))
-        compare_projected(outputs(grid), expected, 0, name(p.shape, grid, "projected"));
+        compare_all(results(grid), expected, 0, limit, name(p.shape, grid, "projected"));
   }
 }
 
@@ -143,15 +145,18 @@ int main() {
         check<double>(p, grids, "float64", 1e-12, 1e-11);
         check<Bfloat16>(p, grids, "bfloat16", 1e-2, 2e-2);
       }
-      if (cell == FASTRNN_LSTM)
+      // T, B, P: fewer panels than threads, about as many as H has; few rows, and several chunks
+      const int64_t projected[][3] = {{3, 5, 3}, {3, 5, 33}, {2, 4, 20}, {40, 30, 33}};
+      for (const int64_t *size : projected) {
+        if (cell != FASTRNN_LSTM) break;
         for (const bool packed : {false, true}) {
-          // P: fewer panels than threads, and about as many as H has
-          const Shape shape = {cell, 3, 5, 2, 37, packed, packed, true};
-          check_projected<float>({shape, 3, random}, grids);
-          check_projected<float>({shape, 33, random}, grids);
-          check_projected<double>({shape, 33, random}, grids);
+          const Problem p({cell, size[0], size[1], 2, 37, packed, packed, true, size[2]}, random);
+          check_projected<float>(p, grids, 1e-5);
+          check_projected<double>(p, grids, 1e-11);
+          check_projected<Bfloat16>(p, {{1, 2}, {2, 2}}, 2e-2);
           shapes += 3;
         }
+      }
       // So many rows that backward and the projection of the input work in chunks.
       const Problem large({cell, 20, 40, 33, 65, false, false, true}, random);
       check<float>(large, {{1, 3}, {2, 2}}, "float32", 1e-6, 1e-5);

@@ -9,12 +9,16 @@ using fake::Tensors;
 struct Case {
   bool gru, packed, reverse, biases;
   int32_t dtype;
+  bool projected = false;
 
   std::string name() const {
     return std::string("layer") + (gru ? " GRU" : " LSTM") + (packed ? " packed" : "") +
-           (reverse ? " reverse" : "") + " dtype " + std::to_string(dtype);
+           (reverse ? " reverse" : "") + (projected ? " projected" : "") + " dtype " +
+           std::to_string(dtype);
   }
-  int64_t options() const { return gru | biases << 1 | reverse << 2 | packed << 4; }
+  int64_t options() const {
+    return gru | biases << 1 | reverse << 2 | packed << 4 | projected << 6;
+  }
 };
 
 OpCall call_of(const char *op, const std::vector<const Tensor *> &tensors, int64_t options) {
@@ -55,7 +59,8 @@ void check_all(const OpCall &call, const std::vector<Bytes> &expected, const Cas
 
 void check(const Case &c, std::set<std::string> *failed, std::vector<KnownCall> *known,
            std::mt19937 &random) {
-  const int64_t T = 4, B = 3, I = 5, H = 6, G = c.gru ? 3 : 4, N = c.packed ? 10 : T * B;
+  const int64_t T = 4, B = 3, I = 5, H = 6, P = c.projected ? 2 : H, G = c.gru ? 3 : 4,
+                N = c.packed ? 10 : T * B;
   const auto sequence = [&](int64_t width) {
     return c.packed ? std::vector<int64_t>{N, width} : std::vector<int64_t>{T, B, width};
   };
@@ -71,11 +76,11 @@ void check(const Case &c, std::set<std::string> *failed, std::vector<KnownCall> 
     batch_sizes = fake::empty({T}, fake::INT64);
     std::memcpy(batch_sizes->data, sizes, sizeof sizes);
   }
-  const Tensor x = draw(sequence(I)), h0 = draw({1, B, H}), c0 = draw({1, B, H}, !c.gru),
-               w_ih = draw({G * H, I}), w_hh = draw({G * H, H}), b_ih = draw({G * H}, c.biases),
-               b_hh = draw({G * H}, c.biases), y = make(sequence(H)), h_n = make({1, B, H}),
-               c_n = make({1, B, H}, !c.gru), gates = make({N, 4 * H}),
-               cells = make({N, H}, !c.gru);
+  const Tensor x = draw(sequence(I)), h0 = draw({1, B, P}), c0 = draw({1, B, H}, !c.gru),
+               w_ih = draw({G * H, I}), w_hh = draw({G * H, P}), b_ih = draw({G * H}, c.biases),
+               b_hh = draw({G * H}, c.biases), w_hr = draw({P, H}, c.projected),
+               y = make(sequence(P)), h_n = make({1, B, P}), c_n = make({1, B, H}, !c.gru),
+               gates = make({N, 4 * H}), cells = make({N, H}, !c.gru);
   const fastrnn_problem problem = {c.gru ? FASTRNN_GRU : FASTRNN_LSTM,
                                    c.dtype == fake::FLOAT32   ? FASTRNN_FLOAT32
                                    : c.dtype == fake::FLOAT64 ? FASTRNN_FLOAT64
@@ -90,24 +95,30 @@ void check(const Case &c, std::set<std::string> *failed, std::vector<KnownCall> 
   const fastrnn_forward_arrays forward = {data(x),    data(h0),   data(c0),    data(w_ih),
                                           data(w_hh), data(b_ih), data(b_hh),  data(y),
                                           data(h_n),  data(c_n),  data(gates), data(cells)};
-  require(fastrnn_cpu_forward(&problem, &forward), c.name());
-  check_all(call_of("layer", {&x, &batch_sizes, &h0, &c0, &w_ih, &w_hh, &b_ih, &b_hh}, c.options()),
+  require(c.projected ? fastrnn_cpu_forward_projected(&problem, &forward, data(w_hr), P)
+                      : fastrnn_cpu_forward(&problem, &forward),
+          c.name());
+  check_all(call_of("layer", {&x, &batch_sizes, &h0, &c0, &w_ih, &w_hh, &b_ih, &b_hh, &w_hr},
+                    c.options()),
             bytes_of({&y, &h_n, &c_n, &gates, &cells}), c, failed, known);
 
-  const Tensor dy = draw(sequence(H)), dh_n = draw({1, B, H}), dc_n = draw({1, B, H}, !c.gru),
-               dx = make(sequence(I)), dh0 = make({1, B, H}), dc0 = make({1, B, H}, !c.gru),
-               dw_ih = make({G * H, I}), dw_hh = make({G * H, H}), db_ih = make({G * H}),
-               db_hh = make({G * H}, c.gru);
+  const Tensor dy = draw(sequence(P)), dh_n = draw({1, B, P}), dc_n = draw({1, B, H}, !c.gru),
+               dx = make(sequence(I)), dh0 = make({1, B, P}), dc0 = make({1, B, H}, !c.gru),
+               dw_ih = make({G * H, I}), dw_hh = make({G * H, P}), db_ih = make({G * H}),
+               db_hh = make({G * H}, c.gru), dw_hr = make({P, H}, c.projected);
   const fastrnn_backward_arrays backward = {
       data(dy),   data(dh_n), data(dc_n),  data(x),     data(h0),    data(c0),
       data(w_ih), data(w_hh), data(y),     data(gates), data(cells), data(dx),
       data(dh0),  data(dc0),  data(dw_ih), data(dw_hh), data(db_ih), data(db_hh)};
-  require(fastrnn_cpu_backward(&problem, &backward), c.name());
-  check_all(
-      call_of("layer_backward",
-              {&x, &batch_sizes, &h0, &c0, &w_ih, &w_hh, &y, &gates, &cells, &dy, &dh_n, &dc_n},
-              c.options() | 32 | 64 | 128 | (c.gru ? 0 : 256)),
-      bytes_of({&dh0, &dc0, &dw_ih, &dw_hh, &db_ih, &db_hh, &dx}), c, failed, known);
+  require(c.projected
+              ? fastrnn_cpu_backward_projected(&problem, &backward, data(w_hr), data(dw_hr), P)
+              : fastrnn_cpu_backward(&problem, &backward),
+          c.name());
+  check_all(call_of("layer_backward",
+                    {&x, &batch_sizes, &h0, &c0, &w_ih, &w_hh, &w_hr, &y, &gates, &cells, &dy,
+                     &dh_n, &dc_n},
+                    c.options() | 32 | 128 | 256 | (c.gru ? 0 : 512)),
+            bytes_of({&dh0, &dc0, &dw_ih, &dw_hh, &db_ih, &db_hh, &dw_hr, &dx}), c, failed, known);
 }
 
 }  // namespace
@@ -119,5 +130,7 @@ std::vector<KnownCall> check_layers(std::set<std::string> *failed) {
   check({true, false, true, false, fake::FLOAT64}, failed, &known, random);
   check({false, true, true, false, fake::BFLOAT16}, failed, &known, random);
   check({true, true, false, true, fake::FLOAT32}, failed, &known, random);
+  check({false, false, false, true, fake::FLOAT32, true}, failed, &known, random);
+  check({false, true, true, false, fake::BFLOAT16, true}, failed, &known, random);
   return known;
 }

@@ -22,9 +22,9 @@ int choose(const fastrnn_torch_call *call) {
   return given;
 }
 
-const fastrnn_cpu_functions kCpu = {fastrnn_cpu_forward, fastrnn_cpu_backward,
-                                    fastrnn_cpu_prepacked_bytes, fastrnn_cpu_forward_prepacked,
-                                    fastrnn_cpu_forward_projected};
+const fastrnn_cpu_functions kCpu = {fastrnn_cpu_forward,           fastrnn_cpu_backward,
+                                    fastrnn_cpu_prepacked_bytes,   fastrnn_cpu_forward_prepacked,
+                                    fastrnn_cpu_forward_projected, fastrnn_cpu_backward_projected};
 
 void expect(const char *what, int got, int expected) {
   if (got != expected) fail("interface", what, got, expected);
