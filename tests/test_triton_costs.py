@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,7 +9,8 @@ from benchmarks import step_costs
 from benchmarks.step_costs import Case
 
 HALF, WHOLE = torch.bfloat16, torch.float32
-TABLE: dict[str, Any] = json.loads(step_costs.TABLE.read_text())
+TABLES = step_costs.tables()
+NEWEST = list(TABLES)[-1]
 
 # A few to compile here; `python -m benchmarks.step_costs` compiles all that the table holds.
 COMPILED = [
@@ -39,31 +37,45 @@ LIMIT = {32: 160, 64: 280}  # instructions per step
 
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
 def test_a_step_costs_no_more_than_the_table_says(case: Case) -> None:
-    found, kept = step_costs.cost(case), TABLE["cases"][case.name]
-    # Another Triton allocates and schedules a little differently.
-    slack = 1.0 if TABLE["triton"] == step_costs.triton_version() else 1.1
-    grown = {k: (kept[k], v) for k, v in found.items() if k != "spills" and v > kept[k] * slack}
-    assert not {k: v for k, v in grown.items() if k not in ("registers", "stack")}
-    if slack == 1.0:
-        assert not grown
-        assert found["spills"] == kept["spills"]
+    assert not step_costs.grown(case, step_costs.cost(case))
 
 
-def test_the_table_holds_every_case() -> None:
-    assert set(TABLE["cases"]) == {case.name for case in step_costs.cases()}
+def test_a_triton_meets_its_own_row_or_may_take_a_tenth_more_but_more_registers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = COMPILED[0]
+    kept = TABLES[NEWEST][case.name]
+    more = {name: number * 1.09 for name, number in kept.items()} | {"registers": 255}
+    monkeypatch.setattr(step_costs, "triton_version", lambda: NEWEST)
+    assert not step_costs.grown(case, kept)
+    assert set(step_costs.grown(case, more)) == {name for name in more if more[name] > kept[name]}
+    monkeypatch.setattr(step_costs, "triton_version", lambda: "3.7.1")
+    assert not step_costs.grown(case, more)
+    assert set(step_costs.grown(case, more | {"barriers": 2.0})) == {"barriers"}
+    assert set(step_costs.grown(case, more | {"spills": 2})) == {"spills"}
 
 
+def test_the_table_holds_every_case_and_of_the_oldest_triton_what_differs() -> None:
+    assert list(TABLES) == ["3.6.0", NEWEST]
+    assert set(TABLES[NEWEST]) == {case.name for case in step_costs.cases()}
+    assert set(TABLES["3.6.0"]) <= {case.name for case in step_costs.step_cases()}
+
+
+@pytest.mark.parametrize("version", TABLES)
 @pytest.mark.parametrize("case", list(step_costs.step_cases()), ids=lambda case: case.name)
-def test_the_table_has_step_kernels_that_fit_on_any_gpu(case: Case) -> None:
-    row, plan = TABLE["cases"][case.name], step_costs.plan(case)
+def test_the_table_has_step_kernels_that_fit_on_any_gpu(case: Case, version: str) -> None:
+    row = TABLES[version].get(case.name, TABLES[NEWEST][case.name])
+    plan = step_costs.plan(case)
     assert not plan.dot or plan.depth >= 16  # the least that Triton 3.6 multiplies
-    assert row["spills"] <= 6  # reads and writes of a number or two that live through a step
+    # Exact products, of which two programs share a multiprocessor: one number goes to memory.
+    exact = case.dtype == torch.float32 and not case.tf32
+    assert row["spills"] <= (2 if exact and not plan.free else 0)
     assert row.get("shared", 0) <= SHARED
 
 
 @pytest.mark.parametrize("case", list(step_costs.pixel_cases()), ids=lambda case: case.name)
 def test_the_table_has_one_barrier_a_pixel_and_layer_and_no_spills(case: Case) -> None:
-    row = TABLE["cases"][case.name]
+    row = TABLES[NEWEST][case.name]
     assert row["spills"] == 0
     if isinstance(case.arch, int):
         assert row["barriers"] == case.layers
@@ -72,7 +84,7 @@ def test_the_table_has_one_barrier_a_pixel_and_layer_and_no_spills(case: Case) -
 
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
 def test_the_table_has_no_spills_one_barrier_a_step_and_no_weights_in_the_loop(case: Case) -> None:
-    row = TABLE["cases"][case.name]
+    row = TABLES[NEWEST][case.name]
     assert row["spills"] == 0
     if not isinstance(case.arch, int):
         return

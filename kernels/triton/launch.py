@@ -197,7 +197,7 @@ def _steps_forward(
     _launch_steps(
         steps.forward_kernel, plan, rows, h0,
         (x, *weights, h0, old, new, y, h_n, *_pair(saved)),
-        (input_size, h0.shape[1], cell is LSTM, projected, reverse, plan),
+        (input_size, h0.shape[1], cell is LSTM, projected, plan.narrow(input_size), reverse, plan),
     )  # fmt: skip
     if new is not final[-1]:
         final[-1].copy_(new)

@@ -45,6 +45,11 @@ class Processor(NamedTuple):
     nvidia: bool = True
 
 
+def launch_options(warps: int, free: bool) -> dict[str, int]:
+    """Triton's options of a launch; `free`: with up to 255 registers per thread."""
+    return {"num_warps": warps} | ({"maxnreg": 255} if free else {})
+
+
 # --- whole sequences ------------------------------------------------------------------------------
 
 
@@ -76,7 +81,7 @@ class Plan:
     @property
     def options(self) -> dict[str, int]:
         """Triton's options of a launch."""
-        return {"num_warps": self.warps} | ({"maxnreg": 255} if self.free else {})
+        return launch_options(self.warps, self.free)
 
     @property
     def early(self) -> bool:
@@ -231,6 +236,9 @@ class StepPlan:
         precision: of float32 products: `ieee` or `tf32`.
         warps: warps per program.
         persistent: run all steps in one launch, with a barrier after each.
+        free: whether a thread may use as many registers as there are: a multiprocessor has one
+            program at most. Otherwise the compiler saves registers for a second one, and may keep
+            a number in memory for it.
     """
 
     rows: int
@@ -240,11 +248,12 @@ class StepPlan:
     precision: str
     warps: int
     persistent: bool
+    free: bool
 
     @property
     def options(self) -> dict[str, int]:
         """Triton's options of a launch."""
-        return {"num_warps": self.warps}
+        return launch_options(self.warps, self.free)
 
     def narrow(self, input_size: int) -> bool:
         """Whether a step projects an input of this size itself.
@@ -295,4 +304,5 @@ def choose_step_plan(
 
     rows, units, depth, warps = next((s for s in sizes if programs(*s[:2]) <= sms), sizes[-1])
     persistent = programs(rows, units) <= (1 if INTERPRETED else sms)
-    return StepPlan(rows, units, depth, batch > 4, precision, warps, persistent)
+    free = nvidia and programs(rows, units) <= sms
+    return StepPlan(rows, units, depth, batch > 4, precision, warps, persistent, free)

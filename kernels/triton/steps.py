@@ -95,17 +95,22 @@ def _total(sums, P: tl.constexpr):
 
 
 @triton.jit
-def _multiply_gates(sums, a, here, some, w, K, H, SKIP: tl.constexpr, P: tl.constexpr):
+def _multiply_gates(
+    sums, a, here, some, w, K, H, SKIP: tl.constexpr, NARROW: tl.constexpr, P: tl.constexpr
+):
     """Adds the product of each row's a [K] and w [gates, H, K] to the sums of all gates but SKIP.
 
-    `here` is the mask of rows that have a step; `some`, whether any has.
+    `here` is the mask of rows that have a step; `some`, whether any has. If NARROW, K is at most
+    32: then 32 columns are one turn, for which a pipeline of loads would take registers in vain.
     """
+    ONCE: tl.constexpr = NARROW and P.dot and P.depth >= 32
+    DEPTH: tl.constexpr = 32 if ONCE else P.depth
     first = tl.program_id(1) * P.units
     unit = tl.arange(0, P.units)[:, None]
     w += first.to(tl.int64) * K
     size = tl.full((), 1, tl.int64) * H * K  # of a gate's weights
-    for k in range(0, tl.where(some, K, 0), P.depth):
-        column = (k + tl.arange(0, P.depth))[None, :]
+    for k in tl.range(0, tl.where(some, K, 0), DEPTH, num_stages=1 if ONCE else None):
+        column = (k + tl.arange(0, DEPTH))[None, :]
         values = tl.load(a[:, None] + column, mask=here[:, None] & (column < K), other=0.0)
         mask = (unit < H - first) & (column < K)
         new = ()
@@ -170,6 +175,7 @@ def forward_kernel(
     H,
     LSTM: tl.constexpr,
     PROJECTED: tl.constexpr,
+    NARROW: tl.constexpr,  # I is at most 32
     REVERSE: tl.constexpr,
     P: tl.constexpr,
 ):
@@ -201,9 +207,9 @@ def forward_kernel(
             sums = sums + (_begin(share + projected[k] if PROJECTED else share, P),)
         if not PROJECTED:
             a = x + r * I + row * I
-            sums = _multiply_gates(sums, a, here, count > 0, w_ih, I, H, NOT_X, P)
+            sums = _multiply_gates(sums, a, here, count > 0, w_ih, I, H, NOT_X, NARROW, P)
         h = tl.where(row < running, y + r_before * H, h0 + first * H) + row * H
-        sums = _multiply_gates(sums, h, here, count > 0, w_hh, H, H, NOT_H, P)
+        sums = _multiply_gates(sums, h, here, count > 0, w_hh, H, H, NOT_H, False, P)
         state = tl.load(old + first * H + at_state, mask=mask, other=0.0).to(tl.float32)
         s0 = tl.sigmoid(_total(sums[0], P))
         s1 = tl.sigmoid(_total(sums[1], P))
