@@ -156,6 +156,14 @@ class Emulated {
     check_alignment(p, sizeof(T));
     return *p;
   }
+  uint32_t load_element(const float *p) const { return bits<uint32_t>(load(p)); }
+  template <class S>
+  uint32_t load_element(const S *p) const {
+    return load(p).bits;
+  }
+  void load_if(bool needed, int32_t &number, const int32_t *p) const {
+    if (needed) number = load(p);
+  }
   Words load_sent(const void *p) const { return load(static_cast<const Words *>(p)); }
 
   template <class T>

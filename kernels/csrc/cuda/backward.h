@@ -10,8 +10,8 @@ namespace fastrnn::cuda {
 template <class Cell, class Math, bool kGrid, class Machine>
 class Backward : Share<Cell, Math, true, kGrid, Machine> {
   using Base = Share<Cell, Math, true, kGrid, Machine>;
+  using typename Base::Early;
   using typename Base::Item;
-  using typename Base::Pack;
   using typename Base::S;
   using typename Base::V;
   using Base::G, Base::H, Base::items_, Base::kWide, Base::layer_, Base::machine_, Base::plan_,
@@ -19,7 +19,7 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
 
   // The saved values that a step reads for one item.
   struct Saved {
-    Pack gates[4], dy, before, cell;  // before: c (LSTM) or h (GRU) before the step
+    Early gates[4], dy, before, cell;  // before: c (LSTM) or h (GRU) before the step
   };
 
  public:
@@ -30,9 +30,11 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
     this->load_state(dh_, arrays_.dh_n, 0);
     if constexpr (Cell::kHasCell) this->load_state(dc_, arrays_.dc_n, 1);
     this->clear_buffers();
-    next_row_ = this->offset(time(layer_.begin_step));
-    row_before_ = this->offset(time(layer_.begin_step + 1));
+    this->load_offset(offset_before_, time(layer_.begin_step));
+    next_row_ = this->first_row(offset_before_, time(layer_.begin_step));
+    this->load_offset(offset_before_, time(layer_.begin_step + 1));
     fetch(layer_.begin_step);
+    advance(layer_.begin_step);
     const int end = layer_.end_step < steps_ + 1 ? layer_.end_step : steps_ + 1;
     // After the last step, one more product gives the gradients of the initial states.
     for (int s = layer_.begin_step; s < end; ++s) {
@@ -48,13 +50,14 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
 
   FASTRNN_INLINE void fetch(int step) {
     const int time = this->time(step), time_before = this->time(step + 1);
+    row_before_ = this->first_row(offset_before_, time_before);
     for (int k = 0; k < kWide; ++k) {
       const Item &item = items_[k];
       if (!this->active(item, time)) continue;
       const int row = next_row_ + item.b;
       Saved &saved = saved_[k];
       for (int g = 0; g < 4; ++g) saved.gates[g] = this->load(arrays_.gates, row, g * H, 4 * H);
-      saved.dy = arrays_.dy ? this->load(arrays_.dy, row, 0, H) : Pack{};
+      saved.dy = arrays_.dy ? this->load(arrays_.dy, row, 0, H) : Early{};
       const void *states = Cell::kHasCell ? arrays_.cells : arrays_.y;
       if (this->active(item, time_before))
         saved.before = this->load(states, row_before_ + item.b, 0, H);
@@ -62,9 +65,13 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
         saved.before = this->load(Cell::kHasCell ? arrays_.c0 : arrays_.h0, item.b, 0, H);
       if constexpr (Cell::kHasCell) saved.cell = this->load(states, row, 0, H);
     }
+  }
+
+  // Goes on to a step's rows, as in `Forward`.
+  FASTRNN_INLINE void advance(int step) {
     row_ = next_row_;
     next_row_ = row_before_;
-    row_before_ = this->offset(this->time(step + 2));
+    this->load_offset(offset_before_, this->time(step + 2));
   }
 
   FASTRNN_INLINE void add_product(int parity) {
@@ -75,17 +82,17 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
   }
 
   FASTRNN_INLINE void step(int s, bool barrier_follows) {
-    const int time = this->time(s), first_row = row_;
+    const int time = this->time(s);
     V d[kWide][kWide][4];
     for (int k = 0; k < kWide; ++k) {
       const bool active = this->active(items_[k], time);
       const Saved &saved = saved_[k];
       for (int w = 0; w < kWide; ++w) {
         V gate[4];
-        for (int g = 0; g < 4; ++g) gate[g] = machine_.widen(saved.gates[g].v[w]);
-        const V before = machine_.widen(saved.before.v[w]);
-        const V cell = Cell::kHasCell ? machine_.widen(saved.cell.v[w]) : 0.0f;
-        V dh = dh_[k][w] + machine_.widen(saved.dy.v[w]), dc = dc_[k][w];
+        for (int g = 0; g < 4; ++g) gate[g] = this->value(saved.gates[g], w);
+        const V before = this->value(saved.before, w);
+        const V cell = Cell::kHasCell ? this->value(saved.cell, w) : 0.0f;
+        V dh = dh_[k][w] + this->value(saved.dy, w), dc = dc_[k][w];
         Cell::backward(gate, before, before, cell, dh, dc, d[k][w]);
         if (active)
           dh_[k][w] = dh, dc_[k][w] = dc;
@@ -106,9 +113,10 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
       for (int g = 0; g < 4; ++g) {
         V values[kWide];
         for (int w = 0; w < kWide; ++w) values[w] = d[k][w][g];
-        this->store(arrays_.dgates, first_row + items_[k].b, place(g) * H, 4 * H, values);
+        this->store(arrays_.dgates, row_ + items_[k].b, place(g) * H, 4 * H, values);
       }
     }
+    advance(s + 1);
     if (barrier_follows) this->wait(s - layer_.begin_step);
   }
 
@@ -123,8 +131,9 @@ class Backward : Share<Cell, Math, true, kGrid, Machine> {
   const fastrnn_cuda_backward_arrays &arrays_;
   V dh_[kWide][kWide], dc_[kWide][kWide];
   Saved saved_[kWide] = {};
-  // First rows of this step, of the next one to fetch, and of the one after that.
-  int row_ = 0, next_row_ = 0, row_before_ = 0;
+  // First rows of this step, of the one fetched last or to be fetched next, and of the one after
+  // that, with its offset.
+  int row_ = 0, next_row_ = 0, row_before_ = 0, offset_before_ = 0;
 };
 
 }  // namespace fastrnn::cuda

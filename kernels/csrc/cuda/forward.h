@@ -9,8 +9,8 @@ namespace fastrnn::cuda {
 template <class Cell, class Math, bool kGrid, class Machine>
 class Forward : Share<Cell, Math, false, kGrid, Machine> {
   using Base = Share<Cell, Math, false, kGrid, Machine>;
+  using typename Base::Early;
   using typename Base::Item;
-  using typename Base::Pack;
   using typename Base::S;
   using typename Base::V;
   using Base::G, Base::H, Base::items_, Base::kWide, Base::lane_, Base::layer_, Base::machine_,
@@ -33,8 +33,9 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
       send_states(0);
       if (end > 0) this->barrier(0);
     }
-    next_row_ = this->offset(this->time(layer_.begin_step));
+    this->load_offset(offset_, this->time(layer_.begin_step));
     fetch(layer_.begin_step);
+    advance(layer_.begin_step);
     for (int s = layer_.begin_step; s < end; ++s) step(s, s + 1 < end);
     this->store_state(h_, arrays_.h_n, 0);
     if constexpr (Cell::kHasCell) this->store_state(c_, arrays_.c_n, 1);
@@ -74,6 +75,7 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
   // Loads the input of a step, one step before it is used.
   FASTRNN_INLINE void fetch(int step) {
     const int time = this->time(step);
+    next_row_ = this->first_row(offset_, time);
     for (int k = 0; k < kWide; ++k) {
       if (!this->active(items_[k], time)) continue;
       const int row = next_row_ + items_[k].b;
@@ -84,31 +86,37 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
 #pragma unroll
         for (int i = 0; i < kMaxNarrowInput; ++i)
           if (i < layer_.input_size)
-            input_[k][i].v[0] = machine_.load(x + int64_t(row) * layer_.input_size + i);
+            input_[k][i].words[0] = machine_.load_element(x + int64_t(row) * layer_.input_size + i);
     }
-    row_ = next_row_;
-    next_row_ = this->offset(this->time(step + 1));
   }
 
-  FASTRNN_INLINE void add_input(V (&gate)[kWide][4], const Pack (&input)[4]) const {
+  // Goes on to a step's rows, after the stores of the step before.
+  FASTRNN_INLINE void advance(int step) {
+    row_ = next_row_;
+    this->load_offset(offset_, this->time(step + 1));
+  }
+
+  FASTRNN_INLINE void add_input(V (&gate)[kWide][4], const Early (&input)[4]) const {
     if (layer_.input_size == 0) {
       for (int g = 0; g < G; ++g)
-        for (int w = 0; w < kWide; ++w) gate[w][g].v += machine_.widen(input[g].v[w]);
+        for (int w = 0; w < kWide; ++w) gate[w][g] = gate[w][g] + this->value(input[g], w);
       return;
     }
 #pragma unroll
     for (int i = 0; i < kMaxNarrowInput; ++i) {
       if (i >= layer_.input_size) break;
-      const float x = machine_.widen(input[i].v[0]);
-      for (int g = 0; g < G; ++g)
-        for (int w = 0; w < kWide; ++w) gate[w][g].v += x * input_weights(g, i)[w];
+      const float x = this->value(input[i], 0).v;
+      for (int g = 0; g < G; ++g) {
+        const auto weights = *reinterpret_cast<const Packet<float, kWide> *>(input_weights(g, i));
+        for (int w = 0; w < kWide; ++w) gate[w][g].v += x * weights.v[w];
+      }
     }
   }
 
   // --- a step
 
   FASTRNN_INLINE void step(int s, bool barrier_follows) {
-    const int time = this->time(s), first_row = row_;
+    const int time = this->time(s);
     float sums[kWide][G][kWide];
     this->product(sums, s & 1);
     V gate[kWide][kWide][4];
@@ -133,7 +141,8 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
     if (s + 1 < steps_) send_states(~s & 1);
     if (barrier_follows) this->arrive();
     for (int k = 0; k < kWide; ++k)
-      if (this->active(items_[k], time)) store_results(k, first_row + items_[k].b, gate[k]);
+      if (this->active(items_[k], time)) store_results(k, row_ + items_[k].b, gate[k]);
+    advance(s + 1);
     if (barrier_follows) this->wait(s - layer_.begin_step + 1);
   }
 
@@ -156,8 +165,9 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
   const fastrnn_forward_arrays &arrays_;
   float bias_[kWide][4];
   V h_[kWide][kWide], c_[kWide][kWide];
-  Pack input_[kWide][4] = {};
-  int row_ = 0, next_row_ = 0;  // first rows of this step and of the next one to fetch
+  Early input_[kWide][4] = {};
+  int row_ = 0, next_row_ = 0;  // first rows of this step, and of the one fetched last
+  int offset_ = 0;              // of the next one to fetch
 };
 
 }  // namespace fastrnn::cuda

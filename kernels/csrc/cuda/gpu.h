@@ -26,6 +26,26 @@ class Gpu {
     return cast_load<T, typename WordOf<sizeof(T)>::type>(p);
   }
 
+  // Loads an element as the lower bits of a word: a conversion would wait for the load. The
+  // compiler may execute what is not volatile before it knows whether the address is valid.
+  FASTRNN_INLINE uint32_t load_element(const float *p) const {
+    return load(reinterpret_cast<const uint32_t *>(p));
+  }
+  template <class S>
+  FASTRNN_INLINE uint32_t load_element(const S *p) const {
+    uint32_t word;
+    asm volatile("ld.global.nc.u16 %0, [%1];" : "=r"(word) : "l"(p));
+    return word;
+  }
+
+  // Loads a number, if it is needed, without a branch.
+  FASTRNN_INLINE void load_if(bool needed, int32_t &number, const int32_t *p) const {
+    asm volatile(
+        "{.reg .pred needed; setp.ne.s32 needed, %1, 0; @needed ld.global.nc.s32 %0, [%2];}"
+        : "+r"(number)
+        : "r"(int(needed)), "l"(p));
+  }
+
   // Loads data that other blocks have sent; bypasses the L1 cache.
   FASTRNN_INLINE Words load_sent(const void *p) const {
     const uint4 v = __ldcg(static_cast<const uint4 *>(p));

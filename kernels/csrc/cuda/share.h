@@ -52,9 +52,15 @@ class Share {
   // --- time
 
   FASTRNN_INLINE int time(int step) const { return layer_.reverse ? steps_ - 1 - step : step; }
-  FASTRNN_INLINE int offset(int time) const {
-    if (time < 0 || time >= steps_) return 0;
-    return layer_.offsets ? int(layer_.offsets[time]) : time * layer_.batch;
+  // Loads what first_row() needs to know of a time, one step before it is called. The load writes
+  // straight to the variable that a loop keeps: a copy at the loop's end would wait for it, and for
+  // all loads that were issued with it.
+  FASTRNN_INLINE void load_offset(int &offset, int time) const {
+    const bool needed = layer_.offsets && time >= 0 && time < steps_;
+    machine_.load_if(needed, offset, reinterpret_cast<const int32_t *>(layer_.offsets + time));
+  }
+  FASTRNN_INLINE int first_row(int offset, int time) const {
+    return layer_.offsets ? offset : time * layer_.batch;
   }
   FASTRNN_INLINE static bool active(const Item &item, int time) {
     return time >= 0 && time < item.length;
@@ -62,13 +68,32 @@ class Share {
 
   // --- elements
 
-  FASTRNN_INLINE Pack load(const void *array, int row, int column, int width) const {
+  // Elements of this thread's units as they were loaded. They are taken apart only where they are
+  // used, because everything that touches them waits for the load. Two 16-bit elements share the
+  // first word if the units are paired; otherwise each is the lower half of a word of its own.
+  struct Early {
+    uint32_t words[kWide];
+  };
+  FASTRNN_INLINE Early load(const void *array, int row, int column, int width) const {
     const S *p = static_cast<const S *>(array) + int64_t(row) * width + (column + unit_);
-    if (layer_.paired_units) return machine_.load(reinterpret_cast<const Pack *>(p));
-    Pack pack{};
-    for (int w = 0; w < kWide; ++w)
-      if (unit_ + w < H) pack.v[w] = machine_.load(p + w);
-    return pack;
+    Early early{};
+    if (!layer_.paired_units) {
+      for (int w = 0; w < kWide; ++w)
+        if (unit_ + w < H) early.words[w] = machine_.load_element(p + w);
+    } else if constexpr (sizeof(Pack) == 8) {
+      early = machine_.load(reinterpret_cast<const Early *>(p));
+    } else {
+      early.words[0] = machine_.load(reinterpret_cast<const uint32_t *>(p));
+    }
+    return early;
+  }
+  FASTRNN_INLINE V value(const Early &early, int w) const {
+    if constexpr (sizeof(S) == 4) {
+      return machine_.as_float(early.words[w]);
+    } else {
+      const uint32_t first = early.words[0], last = early.words[kWide - 1];
+      return machine_.widen(S{uint16_t(w == 0 ? first : first >> 16 | last)});
+    }
   }
   FASTRNN_INLINE void store(void *array, int row, int column, int width,
                             const V (&values)[kWide]) const {
@@ -82,9 +107,6 @@ class Share {
     for (int w = 0; w < kWide; ++w)
       if (unit_ + w < H) p[w] = pack.v[w];
   }
-  FASTRNN_INLINE void widen(V (&values)[kWide], const Pack &pack) const {
-    for (int w = 0; w < kWide; ++w) values[w] = machine_.widen(pack.v[w]);
-  }
 
   // Loads the state of each item: from `array`, or from where the previous launch stored it.
   FASTRNN_INLINE void load_state(V (&state)[kWide][kWide], const void *array, int which) const {
@@ -92,11 +114,12 @@ class Share {
       const Item &item = items_[k];
       for (int w = 0; w < kWide; ++w) state[k][w] = 0;
       if (item.length == 0) continue;
-      if (layer_.first_launch)
-        widen(state[k], load(array, item.b, 0, H));
-      else
-        for (int w = 0; w < kWide; ++w)
-          if (unit_ + w < H) state[k][w] = layer_.states[which][int64_t(item.b) * H + unit_ + w];
+      const Early given = layer_.first_launch ? load(array, item.b, 0, H) : Early{};
+      for (int w = 0; w < kWide; ++w)
+        if (layer_.first_launch)
+          state[k][w] = value(given, w);
+        else if (unit_ + w < H)
+          state[k][w] = layer_.states[which][int64_t(item.b) * H + unit_ + w];
     }
   }
   FASTRNN_INLINE void store_state(const V (&state)[kWide][kWide], void *array, int which) const {
@@ -154,8 +177,10 @@ class Share {
   FASTRNN_INLINE void multiply(Sums<kSums> &sums, int parity, int row_tile) {
     const int row = row_tile * Math::kRows + (Math::kTensor ? lane_ / 4 : 0);
     const char *states = buffer(parity) + int64_t(row) * plan_.pitch + lane_ % 4 * 16;
-    for (int pass = 0; pass < plan_.passes; ++pass) {
-      if (plan_.passes > 1) load_weights(pass);
+    // The weights of a cluster stay in registers. A loop that might load others would move all of
+    // them for each product.
+    for (int pass = 0; pass < (kGrid ? plan_.passes : 1); ++pass) {
+      if (kGrid && plan_.passes > 1) load_weights(pass);
 #pragma unroll
       for (int c = 0; c < Math::kChunks; ++c) {
         if (chunk(pass, c) >= plan_.chunks) break;
@@ -227,13 +252,19 @@ class Share {
 #pragma unroll
         for (int j = 0; j < kWide; ++j)
 #pragma unroll
-          for (int w = 0; w < kWide; ++w) {
-            result[j][g][w] = sums.v[g][2 * w + j];
-            if (plan_.split > 1) *partial(slice_, tile * kWide + j, g, w) = sums.v[g][2 * w + j];
-          }
+          for (int w = 0; w < kWide; ++w) result[j][g][w] = sums.v[g][2 * w + j];
       }
+      if (plan_.split == 1) break;  // there is one tile of rows, and this thread has all its sums
+#pragma unroll
+      for (int j = 0; j < kWide; ++j)
+#pragma unroll
+        for (int g = 0; g < N; ++g) {
+          Partial sum;
+          for (int w = 0; w < kWide; ++w) sum.v[w] = result[j][g][w];
+          *partial(slice_, tile * kWide + j, g) = sum;
+        }
     }
-    if (plan_.split == 1) return;  // there is one tile of rows, and this thread has all its sums
+    if (plan_.split == 1) return;
     machine_.sync();
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
@@ -243,19 +274,23 @@ class Share {
 #pragma unroll
         for (int w = 0; w < kWide; ++w) result[k][g][w] = 0;
       if (at >= plan_.row_tiles * kWide) continue;
+#pragma unroll 2
       for (int slice = 0; slice < plan_.split; ++slice)
 #pragma unroll
-        for (int g = 0; g < N; ++g)
+        for (int g = 0; g < N; ++g) {
+          const Partial sum = *partial(slice, at, g);
 #pragma unroll
-          for (int w = 0; w < kWide; ++w) result[k][g][w] += *partial(slice, at, g, w);
+          for (int w = 0; w < kWide; ++w) result[k][g][w] += sum.v[w];
+        }
     }
   }
 
-  // The part of a sum that a warp has computed, in shared memory.
-  FASTRNN_INLINE float *partial(int slice, int item, int g, int w) const {
+  // The part of a lane's sums of an item and a gate that a warp has computed, in shared memory.
+  using Partial = Packet<float, kWide>;
+  FASTRNN_INLINE Partial *partial(int slice, int item, int g) const {
     const int warp = tile_ * plan_.split + slice;
-    const int at = ((warp * plan_.row_tiles * kWide + item) * N + g) * kWide + w;
-    return reinterpret_cast<float *>(machine_.shared() + plan_.partials_at) + at * kWarp + lane_;
+    const int at = (warp * plan_.row_tiles * kWide + item) * N + g;
+    return reinterpret_cast<Partial *>(machine_.shared() + plan_.partials_at) + at * kWarp + lane_;
   }
 
   // --- the exchange
