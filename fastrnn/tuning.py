@@ -5,8 +5,9 @@ They decide where nothing was measured on the machine at hand, see :mod:`fastrnn
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
 on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14; those on fewer
-than 8 steps, those without AVX-512, the batches of H >= 1024, and the rows below which a training
-call is ours, on Zen 3 (AVX2), where weights of float64 and bfloat16 were timed less closely.
+than 8 steps, those without AVX-512, those of projected layers, the batches of H >= 1024, and the
+rows below which a training call is ours, on Zen 3 (AVX2), where weights of float64 and bfloat16
+were timed less closely.
 """
 
 from __future__ import annotations
