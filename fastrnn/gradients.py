@@ -104,16 +104,33 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     """Gradients through the reference's arithmetic, which autograd follows to any order."""
     outputs = differentiable(cell)(*tensors, batch_sizes, ctx.reverse, ctx.batch_first)
-    if grads[0] is None:
-        outputs, grads = outputs[1:], grads[1:]
+    return gradients_by_autograd(ctx, tensors, outputs, grads, create_graph=True)
+
+
+def gradients_by_autograd(
+    ctx: Any,
+    tensors: Sequence[Tensor | None],
+    outputs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """The gradients of an op's tensors, through outputs that autograd can follow back to them.
+
+    Args:
+        ctx: of the op's backward pass; it says which gradients are wanted.
+        tensors: the op's first inputs.
+        outputs: computed from them.
+        grads: of the outputs; None stands for zeros.
+        create_graph: whether the gradients must themselves have gradients.
+    """
     wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
+    given = [(y, dy) for y, dy in zip(outputs, grads, strict=True) if dy is not None]
     found = torch.autograd.grad(
-        outputs, list(wanted.values()), grads, create_graph=True, allow_unused=True
-    )
-    results: list[Tensor | None] = [None] * len(tensors)
-    for i, grad in zip(wanted, found, strict=True):
-        results[i] = grad
-    return results
+        [y for y, _ in given], list(wanted.values()), [dy for _, dy in given],
+        create_graph=create_graph, allow_unused=True,
+    )  # fmt: skip
+    gradients = dict(zip(wanted, found, strict=True))
+    return [gradients.get(i) for i in range(len(tensors))]
 
 
 def differentiable(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:

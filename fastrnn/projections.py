@@ -1,4 +1,4 @@
-"""Projected LSTM layers (``proj_size``), but for inference on CPUs (:mod:`fastrnn.inference`).
+"""Projected LSTM layers (``proj_size``), except in inference on CPUs (:mod:`fastrnn.inference`).
 
 :func:`trained` is for training in eager mode on CPUs, whose kernels have projections. All else runs
 as layers without one, see :func:`projected`.
@@ -21,7 +21,7 @@ from torch.nn.functional import linear, pad
 
 from fastrnn import choice, eager, layer_ops
 from fastrnn._compat import transforms_active
-from fastrnn.gradients import setup_context_of
+from fastrnn.gradients import gradients_by_autograd, setup_context_of
 from fastrnn.kernels.contract import LSTM
 from fastrnn.kernels.layout import Rows
 
@@ -182,13 +182,6 @@ def _gradients(
         tensors = [
             None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors
         ]
-    wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}
     with torch.enable_grad():
         results = _folded()(*tensors, batch_sizes, ctx.reverse, True, ctx.backend, ctx.batch_first)
-        given = [(y, dy) for y, dy in zip(results, grads, strict=True) if dy is not None]
-        found = torch.autograd.grad(
-            [y for y, _ in given], list(wanted.values()), [dy for _, dy in given],
-            create_graph=create_graph, allow_unused=True,
-        )  # fmt: skip
-    gradients = dict(zip(wanted, found, strict=True))
-    return [gradients.get(i) for i in range(len(tensors))]
+        return gradients_by_autograd(ctx, tensors, results, grads, create_graph)

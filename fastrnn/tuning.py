@@ -256,7 +256,7 @@ def _short_trainings() -> Iterator[Entry]:
 
 
 def _projections() -> Iterator[Entry]:
-    """LSTMs with a projection: training, and inference but in one op."""
+    """LSTMs with a projection: training, and inference that is not one op."""
     folded = "our recurrent weights are larger than torch's, and are computed in each call"
     classes = (
         (folded, False, False, _ANY, _ANY, _ANY),

@@ -13,8 +13,8 @@
 
 namespace fastrnn::FASTRNN_LEVEL {
 
-constexpr int64_t kNarrowInput = 32;  // widest input that every step projects for itself
-constexpr int64_t kJoinedRows = kRegisters < 32 ? 9 : 12;  // so many rows project any input so
+constexpr int64_t kNarrowInput = 32;  // widest input that each step always projects itself
+constexpr int64_t kJoinedRows = kRegisters < 32 ? 9 : 12;  // from so many rows on, any input
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
 constexpr int64_t kMaxCachedBytes = 4 << 20;  // of results that stay in a cache until they are read
 
@@ -339,7 +339,7 @@ class Forward : Share<S> {
   C *w_hh_, *w_ih_, *bias_, *h_[2], *c_, *m_, *w_hr_;          // shared by all threads
   C *panel_ = nullptr, *x_ = nullptr, *projection_ = nullptr;  // of this thread
   const C *projected_ = nullptr;  // the current step's rows in the first panel of projection_
-  int64_t rows_ahead_ = 0;        // that projection_ holds
+  int64_t rows_ahead_ = 0;        // how many rows projection_ holds
 };
 
 }  // namespace fastrnn::FASTRNN_LEVEL
