@@ -18,12 +18,21 @@ struct Lstm {
   // One step. gate: i f g o, before activation on entry and after it on return. c: the old cell
   // state on entry, the new one on return. Returns the new h.
   template <class V>
-  static FASTRNN_INLINE V forward(V (&gate)[4], V /*h*/, V &c) {
+  static FASTRNN_INLINE V forward(V (&gate)[4], V h, V &c) {
+    open(gate, c);
+    return close(gate, h, c);
+  }
+  // The same in two parts, between which many rows can take turns.
+  template <class V>
+  static FASTRNN_INLINE void open(V (&gate)[4], V &c) {
     gate[0] = sigmoid(gate[0]);
     gate[1] = sigmoid(gate[1]);
     gate[2] = tanh(gate[2]);
     gate[3] = sigmoid(gate[3]);
     c = gate[1] * c + gate[0] * gate[2];
+  }
+  template <class V>
+  static FASTRNN_INLINE V close(V (&gate)[4], V /*h*/, V c) {
     return gate[3] * tanh(c);
   }
 
@@ -57,10 +66,19 @@ struct Gru {
   // One step. gate: on entry r and z before activation, the input's part of n, and m; on return
   // r z n m, activated. Returns the new h.
   template <class V>
-  static FASTRNN_INLINE V forward(V (&gate)[4], V h, V & /*c*/) {
+  static FASTRNN_INLINE V forward(V (&gate)[4], V h, V &c) {
+    open(gate, c);
+    return close(gate, h, c);
+  }
+  template <class V>
+  static FASTRNN_INLINE void open(V (&gate)[4], V & /*c*/) {
     gate[0] = sigmoid(gate[0]);
     gate[1] = sigmoid(gate[1]);
-    gate[2] = tanh(gate[2] + gate[0] * gate[3]);
+    gate[2] = gate[2] + gate[0] * gate[3];
+  }
+  template <class V>
+  static FASTRNN_INLINE V close(V (&gate)[4], V h, V /*c*/) {
+    gate[2] = tanh(gate[2]);
     return gate[2] + gate[1] * (h - gate[2]);
   }
 

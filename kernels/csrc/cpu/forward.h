@@ -16,6 +16,9 @@ namespace fastrnn::FASTRNN_LEVEL {
 constexpr int64_t kNarrowInput = 32;  // widest input that each step always projects itself
 constexpr int64_t kJoinedRows = kRegisters < 32 ? 9 : 12;  // from so many rows on, any input
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
+// More weights than these come from memory at each step. Those of the input then serve more steps
+// at a time, unless a step has many rows.
+constexpr int64_t kFarWeights = 16 << 20, kFarProjectionBytes = 4 << 20, kFarRows = 48;
 constexpr int64_t kMaxCachedBytes = 4 << 20;  // of results that stay in a cache until they are read
 
 struct Projection {  // as a cell of one gate, for packing its weights
@@ -54,7 +57,8 @@ class Forward : Share<S> {
 
     const int64_t sequences = this->max_sequences();
     const int64_t row_bytes = this->max_panels() * G * lanes * int64_t(sizeof(C));
-    const int64_t steps = joined_ ? 1 : kProjectionBytes / row_bytes / sequences;
+    const int64_t ahead = far_weights() ? kFarProjectionBytes : kProjectionBytes;
+    const int64_t steps = joined_ ? 1 : ahead / row_bytes / sequences;
     steps_ahead_ = steps < 1 ? 1 : steps < walk_.steps ? steps : walk_.steps;
     const int64_t rows_ahead = steps_ahead_ * sequences;
     packs_input_ = prepacked_ || joined_ || (!in_place_ && steps_ahead_ < walk_.steps);
@@ -88,8 +92,10 @@ class Forward : Share<S> {
   // Whether a step projects its own input, which saves writing and reading the results: of a narrow
   // input, and where the rows of one step are enough for the weights that are read.
   bool joins_input() const {
-    return I <= kNarrowInput || (!in_place_ && this->max_sequences() >= kJoinedRows);
+    const int64_t enough = far_weights() ? kFarRows : kJoinedRows;
+    return I <= kNarrowInput || (!in_place_ && this->max_sequences() >= enough);
   }
+  bool far_weights() const { return G * H * (I + P) * int64_t(sizeof(C)) > kFarWeights; }
 
   // Whether y, gates and cells consist of whole cache lines and are too large for a cache.
   bool large_results() const {
@@ -278,24 +284,27 @@ class Forward : Share<S> {
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The cache lines of the results are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
+    Vec<C> h[R], c[R], gate[R][4];
     for (int i = 0; i < R; ++i) {
       if (!streams_ && !projects_)
         __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);
-      const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
-      Vec<C> gate[4], c{}, old{};  // the old h of the same unit matters to a GRU alone
+      const int64_t state = ((b + i) * panels_ + p) * lanes;
       if constexpr (Cell::kHasCell)
-        c = load(c_ + state);
+        c[i] = load(c_ + state);
       else
-        old = load(h_old + state);
-      const Vec<C> h = CellPanel::activate(acc[i], input_n[i], old, c, gate);
-      store(h_new + state, h);
-      if (!projects_) put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n);
-      if constexpr (Cell::kHasCell) store(c_ + state, c);
+        h[i] = load(h_old + state);
+    }
+    CellPanel::activate(acc, input_n, h, c, gate);
+    for (int i = 0; i < R; ++i) {
+      const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
+      store(h_new + state, h[i]);
+      if (!projects_) put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h[i], n);
+      if constexpr (Cell::kHasCell) store(c_ + state, c[i]);
       if (arrays_.gates) {
         S *gates = static_cast<S *>(arrays_.gates) + row * 4 * H + p * lanes;
-        for (int g = 0; g < 4; ++g) put(gates + g * H, gate[g], n);
+        for (int g = 0; g < 4; ++g) put(gates + g * H, gate[i][g], n);
         if constexpr (Cell::kHasCell)
-          put(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c, n);
+          put(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c[i], n);
       }
     }
   }

@@ -135,13 +135,17 @@ class Pixels {
     CellPanel::template part_input<R>(acc, input_n, biases);
     multiply(acc, Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
              Rhs<C>{w_hh(l) + p * H * G * lanes, G * lanes, lanes}, H);
+    Vec<C> h_rows[R], c_rows[R], gate[R][4];
     for (int i = 0; i < R; ++i) {
       const int64_t state = ((b + i) * panels_ + p) * lanes;
-      Vec<C> gate[4], cell{};
-      if constexpr (Cell::kHasCell) cell = load(c(l) + state);
-      store(h(l, t + 1) + state,
-            CellPanel::activate(acc[i], input_n[i], load(old + state), cell, gate));
-      if constexpr (Cell::kHasCell) store(c(l) + state, cell);
+      h_rows[i] = load(old + state);
+      if constexpr (Cell::kHasCell) c_rows[i] = load(c(l) + state);
+    }
+    CellPanel::activate(acc, input_n, h_rows, c_rows, gate);
+    for (int i = 0; i < R; ++i) {
+      const int64_t state = ((b + i) * panels_ + p) * lanes;
+      store(h(l, t + 1) + state, h_rows[i]);
+      if constexpr (Cell::kHasCell) store(c(l) + state, c_rows[i]);
     }
   }
 
