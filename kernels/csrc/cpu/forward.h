@@ -250,8 +250,12 @@ class Forward : Share<S> {
       const C *w_ih = joined_ ? input_panel(p, s) : nullptr;
       const auto compute = [&](auto height, int64_t r) {
         constexpr int R = decltype(height)::value;
-        joined_ ? tile<R, true>(s, p, r, x + r * I, w_ih, w_hh)
-                : tile<R, false>(s, p, r, nullptr, nullptr, w_hh);
+        const auto run = [&](auto saves) {
+          constexpr bool kSaves = decltype(saves)::value;
+          joined_ ? tile<R, true, kSaves>(s, p, r, x + r * I, w_ih, w_hh)
+                  : tile<R, false, kSaves>(s, p, r, nullptr, nullptr, w_hh);
+        };
+        arrays_.gates ? run(std::true_type()) : run(std::false_type());
       };
       in_place_ ? for_tiles<kInPlaceTile>(n, compute) : for_tiles<kTile>(n, compute);
     }
@@ -259,7 +263,7 @@ class Forward : Share<S> {
   }
 
   // One step of R sequences in one panel; r is the first sequence, counted within this share.
-  template <int R, bool kJoined>
+  template <int R, bool kJoined, bool kSaves>
   __attribute__((noinline)) void tile(int64_t s, int64_t p, int64_t r, const C *x, const C *w_ih,
                                       const C *w_hh) {
     Vec<C> acc[R][G];
@@ -284,28 +288,36 @@ class Forward : Share<S> {
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The cache lines of the results are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
-    Vec<C> h[R], c[R], gate[R][4];
-    for (int i = 0; i < R; ++i) {
+    const auto open = [&](int i, Vec<C>(&gate)[4], Vec<C> &c) {
       if (!streams_ && !projects_)
         __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);
-      const int64_t state = ((b + i) * panels_ + p) * lanes;
-      if constexpr (Cell::kHasCell)
-        c[i] = load(c_ + state);
-      else
-        h[i] = load(h_old + state);
-    }
-    CellPanel::activate(acc, input_n, h, c, gate);
-    for (int i = 0; i < R; ++i) {
+      if constexpr (Cell::kHasCell) c = load(c_ + ((b + i) * panels_ + p) * lanes);
+      CellPanel::open(acc[i], input_n[i], c, gate);
+    };
+    const auto close = [&](int i, Vec<C>(&gate)[4], Vec<C> c) {
       const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
-      store(h_new + state, h[i]);
-      if (!projects_) put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h[i], n);
-      if constexpr (Cell::kHasCell) store(c_ + state, c[i]);
-      if (arrays_.gates) {
-        S *gates = static_cast<S *>(arrays_.gates) + row * 4 * H + p * lanes;
-        for (int g = 0; g < 4; ++g) put(gates + g * H, gate[i][g], n);
-        if constexpr (Cell::kHasCell)
-          put(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c[i], n);
+      Vec<C> h{};  // the old h of the same unit matters to a GRU alone
+      if constexpr (!Cell::kHasCell) h = load(h_old + state);
+      h = Cell::close(gate, h, c);
+      store(h_new + state, h);
+      if (!projects_) put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n);
+      if constexpr (Cell::kHasCell) store(c_ + state, c);
+      if constexpr (!kSaves) return;
+      S *gates = static_cast<S *>(arrays_.gates) + row * 4 * H + p * lanes;
+      for (int g = 0; g < 4; ++g) put(gates + g * H, gate[g], n);
+      if constexpr (Cell::kHasCell)
+        put(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c, n);
+    };
+    if constexpr (kSaves) {  // they are best stored while the next row is computed
+      for (int i = 0; i < R; ++i) {
+        Vec<C> gate[4], c{};
+        open(i, gate, c);
+        close(i, gate, c);
       }
+    } else {  // a row alone would wait for one function after the other
+      Vec<C> gate[R][4], c[R];
+      for (int i = 0; i < R; ++i) open(i, gate[i], c[i]);
+      for (int i = 0; i < R; ++i) close(i, gate[i], c[i]);
     }
   }
 

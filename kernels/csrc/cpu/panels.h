@@ -78,25 +78,19 @@ struct Panel {
     }
   }
 
-  // Computes a step of R rows, given their sums. h: the old h on entry (a GRU alone reads it), the
-  // new one on return; c: the same of the cell state. gate: returns the activated gates. The rows
-  // advance together, because each alone would wait for one function after the other.
-  template <int R>
-  static FASTRNN_INLINE void activate(const Vec<C> (&acc)[R][G], const C (&input_n)[R][lanes],
-                                      Vec<C> (&h)[R], Vec<C> (&c)[R], Vec<C> (&gate)[R][4]) {
-    for (int i = 0; i < R; ++i) {
-      gate[i][0] = acc[i][0];
-      gate[i][1] = acc[i][1];
-      if constexpr (Cell::kHasCell) {
-        gate[i][2] = acc[i][2];
-        gate[i][3] = acc[i][3];
-      } else {
-        gate[i][2] = load(input_n[i]);
-        gate[i][3] = acc[i][2];
-      }
-      Cell::open(gate[i], c[i]);
+  // The first part of the cell's arithmetic for one row, given its sums: see cells.h.
+  static FASTRNN_INLINE void open(const Vec<C> (&acc)[G], const C (&input_n)[lanes], Vec<C> &c,
+                                  Vec<C> (&gate)[4]) {
+    gate[0] = acc[0];
+    gate[1] = acc[1];
+    if constexpr (Cell::kHasCell) {
+      gate[2] = acc[2];
+      gate[3] = acc[3];
+    } else {
+      gate[2] = load(input_n);
+      gate[3] = acc[2];
     }
-    for (int i = 0; i < R; ++i) h[i] = Cell::close(gate[i], h[i], c[i]);
+    Cell::open(gate, c);
   }
 };
 

@@ -135,17 +135,15 @@ class Pixels {
     CellPanel::template part_input<R>(acc, input_n, biases);
     multiply(acc, Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
              Rhs<C>{w_hh(l) + p * H * G * lanes, G * lanes, lanes}, H);
-    Vec<C> h_rows[R], c_rows[R], gate[R][4];
+    Vec<C> cell[R], gate[R][4];
     for (int i = 0; i < R; ++i) {
-      const int64_t state = ((b + i) * panels_ + p) * lanes;
-      h_rows[i] = load(old + state);
-      if constexpr (Cell::kHasCell) c_rows[i] = load(c(l) + state);
+      if constexpr (Cell::kHasCell) cell[i] = load(c(l) + ((b + i) * panels_ + p) * lanes);
+      CellPanel::open(acc[i], input_n[i], cell[i], gate[i]);
     }
-    CellPanel::activate(acc, input_n, h_rows, c_rows, gate);
     for (int i = 0; i < R; ++i) {
       const int64_t state = ((b + i) * panels_ + p) * lanes;
-      store(h(l, t + 1) + state, h_rows[i]);
-      if constexpr (Cell::kHasCell) store(c(l) + state, c_rows[i]);
+      store(h(l, t + 1) + state, Cell::close(gate[i], load(old + state), cell[i]));
+      if constexpr (Cell::kHasCell) store(c(l) + state, cell[i]);
     }
   }
 
