@@ -214,3 +214,21 @@ def test_a_result_that_is_off_by_a_thousandth_is_caught(
         monkeypatch.setattr(kernels, function, wrong)
         with fastrnn.backend(name):
             assert oracle.failures(SINGLE, oracle.errors(case))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE, BRAIN])
+@pytest.mark.parametrize("input_size", [5, 40])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_row_keeps_its_bits_in_every_batch(
+    cell: str, input_size: int, dtype: torch.dtype, training: bool
+) -> None:
+    layer = getattr(fastrnn, cell)(input_size, 70, dtype=dtype)
+    for steps in (1, 12):  # weights read in place, and packed
+        x = torch.randn(steps, 40, input_size, dtype=dtype)
+        with backends.backend("cpu"), torch.set_grad_enabled(training):
+            whole = layer(x)[0]
+            for rows in (1, 2, 3, 4, 5, 9):  # tiles of each height
+                for first in range(0, 40 - rows, 9):
+                    part = slice(first, first + rows)
+                    assert torch.equal(layer(x[:, part])[0], whole[:, part]), (steps, part)

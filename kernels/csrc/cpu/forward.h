@@ -308,7 +308,7 @@ class Forward : Share<S> {
       if constexpr (Cell::kHasCell)
         put(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c, n);
     };
-    if constexpr (kSaves) {  // they are best stored while the next row is computed
+    if constexpr (kSaves) {  // a row's gates are best stored while the next row is computed
       for (int i = 0; i < R; ++i) {
         Vec<C> gate[4], c{};
         open(i, gate, c);

@@ -7,6 +7,8 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <type_traits>
@@ -115,6 +117,18 @@ FASTRNN_INLINE void stream_store(double *p, VecD v) { _mm512_stream_pd(p, (__m51
 FASTRNN_INLINE void fence() { _mm_sfence(); }
 #else
 FASTRNN_INLINE void fence() {}
+#endif
+
+// a * b + c, rounded once: see cells.h.
+#if defined(__AVX512F__)
+FASTRNN_INLINE VecF multiply_add(VecF a, VecF b, VecF c) { return _mm512_fmadd_ps(a, b, c); }
+FASTRNN_INLINE VecD multiply_add(VecD a, VecD b, VecD c) { return _mm512_fmadd_pd(a, b, c); }
+#elif defined(__FMA__)
+FASTRNN_INLINE VecF multiply_add(VecF a, VecF b, VecF c) { return _mm256_fmadd_ps(a, b, c); }
+FASTRNN_INLINE VecD multiply_add(VecD a, VecD b, VecD c) { return _mm256_fmadd_pd(a, b, c); }
+#elif defined(__aarch64__)
+FASTRNN_INLINE VecF multiply_add(VecF a, VecF b, VecF c) { return vfmaq_f32(c, a, b); }
+FASTRNN_INLINE VecD multiply_add(VecD a, VecD b, VecD c) { return vfmaq_f64(c, a, b); }
 #endif
 
 FASTRNN_INLINE float widen(float v) { return v; }
