@@ -29,7 +29,7 @@ struct Lstm {
     open(gate, c);
     return close(gate, h, c);
   }
-  // The same in two parts, between which many rows can take turns.
+  // The same in two parts, so that several rows can be computed together.
   template <class V>
   static FASTRNN_INLINE void open(V (&gate)[4], V &c) {
     gate[0] = sigmoid(gate[0]);
