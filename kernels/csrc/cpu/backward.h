@@ -61,20 +61,26 @@ class Backward : BackwardScratch<Cell, S> {
   // Packs weights into [columns / lanes][G*H][lanes]: row k of a panel is multiplied by gate
   // gradient k. The blocks of w_hh go into the order of the gate gradients.
   void pack() {
-    const S *w_hh = static_cast<const S *>(arrays_.w_hh),
-            *w_ih = static_cast<const S *>(arrays_.w_ih);
-    for (int64_t q = thread_; q < state_panels_; q += job_.grid.threads())
-      for (int g = 0; g < G; ++g)
-        for (int64_t k = 0; k < H; ++k)
-          store(w_hh_ + ((q * G + g) * H + k) * lanes,
-                load_n(w_hh + (Cell::recurrent_block(g) * H + k) * P + q * lanes, features_in(q)));
-    for (int64_t p = thread_; projects_ && p < panels_; p += job_.grid.threads())
-      for (int64_t k = 0; k < P; ++k)
-        store(w_hr_ + (p * P + k) * lanes, load_n(w_hr() + k * H + p * lanes, units_in(p)));
-    if (arrays_.dx)
-      for (int64_t p = thread_; p < input_panels_; p += job_.grid.threads())
-        for (int64_t k = 0; k < G * H; ++k)
-          store(w_ih_ + (p * G * H + k) * lanes, load_n(w_ih + k * I + p * lanes, I - p * lanes));
+    const S *w_hh = static_cast<const S *>(arrays_.w_hh);
+    for (int g = 0; g < G; ++g)
+      pack(w_hh_ + g * H * lanes, G * H, w_hh + Cell::recurrent_block(g) * H * P, H, P);
+    if (projects_) pack(w_hr_, P, w_hr(), P, H);
+    if (arrays_.dx) pack(w_ih_, G * H, static_cast<const S *>(arrays_.w_ih), G * H, I);
+  }
+
+  // Packs this thread's share of a matrix [rows, width] into panels of one vector, which begin
+  // `distance` vectors apart. It takes a few panels at a time, so that it reads whole cache lines.
+  void pack(C *out, int64_t distance, const S *w, int64_t rows, int64_t width) const {
+    constexpr int64_t kPanels = 8;
+    const int64_t panels = (width + lanes - 1) / lanes, threads = job_.grid.threads();
+    const int64_t last = panels * (thread_ + 1) / threads;
+    for (int64_t p = panels * thread_ / threads; p < last; p += kPanels) {
+      const int64_t end = std::min(p + kPanels, last);
+      for (int64_t k = 0; k < rows; ++k)
+        for (int64_t q = p; q < end; ++q)
+          store(out + (q * distance + k) * lanes,
+                load_n(w + k * width + q * lanes, width - q * lanes));
+    }
   }
 
   void load_states() {

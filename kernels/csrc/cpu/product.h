@@ -81,6 +81,9 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Lhs<C, Transposed> a, Rhs<C> b
 // elements.
 template <class C, bool Transposed, class Out = C>
 struct Product {
+  // Where registers are few, tall tiles read the right-hand operand, which is larger, less often.
+  static constexpr int kWidest = kRegisters < 32 ? 2 : 4;
+
   Out *out;
   int64_t ld_out;
   bool accumulate;
@@ -101,6 +104,8 @@ struct Product {
         for (int v = 0; v < V - 1; ++v) acc[i][v] = load(o + i * ld_out + v * kLanes<C>);
         acc[i][V - 1] = load_n(o + i * ld_out + (V - 1) * kLanes<C>, end);
       }
+    for (int i = 0; i < R; ++i)  // the next tile's part of out
+      for (int j : {0, V * kLanes<C> - 1}) __builtin_prefetch(o + (i + R) * ld_out + j, 1);
     for (int s = 0; s < segments; ++s)
       multiply(acc, a.from(row, s * a_segment),
                Rhs<C>{b.data + v0 * b.vector + s * b_segment, b.row, b.vector}, depth);
@@ -113,7 +118,6 @@ struct Product {
   // Calls f(Int<width>, first vector) for blocks of the right-hand operand.
   template <class F>
   FASTRNN_INLINE void for_blocks(F &&f) const {
-    constexpr int kWidest = 4;
     for (int64_t v0 = 0; v0 < vectors; v0 += kWidest)
       with_constant<kWidest>(int(vectors - v0 < kWidest ? vectors - v0 : kWidest),
                              [&](auto width) { f(width, v0); });
@@ -124,7 +128,7 @@ struct Product {
   __attribute__((noinline)) void run() const {
     if (depth < 1) return;
     if (bytes(vectors) <= kSmallOperand)
-      for_tiles<tile_rows(4)>(rows, [&](auto height, int64_t row) {
+      for_tiles<tile_rows(kWidest)>(rows, [&](auto height, int64_t row) {
         for_blocks([&](auto width, int64_t v0) {
           tile<decltype(height)::value, decltype(width)::value>(row, v0);
         });
@@ -138,10 +142,11 @@ struct Product {
                            bytes(V) > kSmallOperand;
         if (!parts) return all_rows<V>(v0);
         const int64_t step = kSmallOperand / int64_t(V * sizeof(Vec<C>));
+        const int together = depth < step ? int(step / depth) : 1;  // segments
         Product part = *this;
-        part.segments = 1;
-        for (int s = 0; s < segments; ++s)
+        for (int s = 0; s < segments; s += together)
           for (int64_t k = 0; k < depth; k += step) {
+            part.segments = segments - s < together ? segments - s : together;
             part.depth = depth - k < step ? depth - k : step;
             part.a = a.from(0, s * a_segment + k);
             part.b.data = b.data + s * b_segment + k * b.row;
