@@ -1,6 +1,8 @@
 // Matrix products with the accumulators in registers: the inner loop of every CPU kernel.
 #pragma once
 
+#include <initializer_list>
+
 #include "vector.h"
 
 namespace fastrnn::FASTRNN_LEVEL {
