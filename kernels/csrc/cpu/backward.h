@@ -58,8 +58,9 @@ class Backward : BackwardScratch<Cell, S> {
     store_weights();
   }
 
-  // Packs weights into [columns / lanes][G*H][lanes]: row k of a panel is multiplied by gate
-  // gradient k. The blocks of w_hh go into the order of the gate gradients.
+  // Packs w_hh and w_ih into [columns / lanes][G*H][lanes], and w_hr into [H / lanes][P][lanes].
+  // Row k of a panel is multiplied by element k of a row of gradients. The blocks of w_hh go into
+  // the order of the gate gradients.
   void pack() {
     const S *w_hh = static_cast<const S *>(arrays_.w_hh);
     for (int g = 0; g < G; ++g)

@@ -106,7 +106,7 @@ struct Product {
         for (int v = 0; v < V - 1; ++v) acc[i][v] = load(o + i * ld_out + v * kLanes<C>);
         acc[i][V - 1] = load_n(o + i * ld_out + (V - 1) * kLanes<C>, end);
       }
-    for (int i = 0; i < R; ++i)  // the next tile's part of out
+    for (int i = 0; i < R; ++i)  // what the tile below will load or store
       for (int j : {0, V * kLanes<C> - 1}) __builtin_prefetch(o + (i + R) * ld_out + j, 1);
     for (int s = 0; s < segments; ++s)
       multiply(acc, a.from(row, s * a_segment),
