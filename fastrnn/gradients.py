@@ -35,7 +35,7 @@ def setup_context_of(cell: Cell) -> Callable[..., None]:
     return setup_context
 
 
-Runner = Callable[..., tuple[Tensor, ...]]  # takes the arguments of an op and returns its results
+Runner = Callable[..., tuple[Any, ...]]  # takes the arguments of an op and returns its results
 
 
 def ops_of(cell: Cell) -> tuple[Runner, Runner]:
@@ -53,7 +53,7 @@ def formula_of(
         cell: whose op.
         kernels: takes the tensors that were saved and the gradients, and returns the kernels of
             the two ops if they can be called in place of the ops. They also take None for gradients
-            that are zeros.
+            that are zeros, and need_d_states: without it, those of the states may be None.
     """
     n = 1 + cell.states  # x and the states; behind them w_ih, w_hh, b_ih, b_hh
     none = (None,) * 5  # batch_sizes, reverse, save, backend, batch_first
@@ -75,6 +75,7 @@ def formula_of(
             results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *d_final])
             return (*results, *none)
         run, run_backward = direct or ops_of(cell)
+        only = {} if direct is None else {"need_d_states": any(ctx.needs_input_grad[1:n])}
         tail = (batch_sizes, ctx.reverse)
         if not ctx.save or ctx.changes:
             y, *rest = run(*tensors, *tail, True, ctx.backend, ctx.batch_first)
@@ -82,7 +83,7 @@ def formula_of(
         w_ih, w_hh, b_ih, _ = tensors[n:]
         dx, *d_inputs = run_backward(
             dy, *d_final, x, *states, w_ih, w_hh, y, *saved, *tail, ctx.needs_input_grad[0],
-            ctx.backend, ctx.batch_first,
+            ctx.backend, ctx.batch_first, **only,
         )  # fmt: skip
         if cell.bias_gradients == 1:
             # Both biases have the same gradient, but in memory of their own: users scale them.

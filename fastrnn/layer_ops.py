@@ -61,11 +61,13 @@ def backward(
     reverse: bool,
     batch_first: bool,
     need_dx: bool,
+    need_d_states: bool,
     projected: bool = False,
 ) -> list[Tensor] | None:
-    """What a cell's op of gradients returns, but with dx at the end, and only if it is needed.
+    """What a cell's op of gradients returns, but with dx at the end.
 
-    With a projection, the gradient of w_hr comes before dx.
+    dx and the gradients of the states are left out unless they are needed. With a projection, the
+    gradient of w_hr comes before dx.
 
     Args:
         cell: of the layer.
@@ -73,6 +75,7 @@ def backward(
         x, batch_sizes, reverse, batch_first, need_dx: the op's.
         tensors: states, w_ih, w_hh, with a projection w_hr, y and the saved tensors.
         gradients: of y and the final states.
+        need_d_states: whether the gradients of the initial states are wanted.
         projected: whether the layer has a projection.
     """
     if not runs(backend, x):
@@ -81,7 +84,7 @@ def backward(
     before = [x] if batch_sizes is None else [x, batch_sizes]
     options = stack.layer_options(
         cell.code == _GRU, False, reverse, batch_first, batch_sizes is not None, need_dx, projected,
-        tuple([t is not None for t in gradients]),
+        tuple([t is not None for t in gradients]), need_d_states,
     )  # fmt: skip
     op = torch.ops.fastrnn.layer_backward.default
     results: list[Tensor] = op([*before, *tensors, *given], options)

@@ -153,7 +153,7 @@ def _forward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     return kernel
 
 
-def _backward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+def _backward_kernel(cell: Cell) -> Callable[..., tuple[Any, ...]]:
     n, op = cell.states, f"{cell.name}_backward"
     initial, final, saved_names = _names(cell)
     names = (
@@ -161,18 +161,21 @@ def _backward_kernel(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     )  # fmt: skip
     count = len(names)
 
-    def kernel(*args: Any, batch_first: bool = False) -> tuple[Tensor, ...]:
+    def kernel(
+        *args: Any, batch_first: bool = False, need_d_states: bool = True
+    ) -> tuple[Any, ...]:
         if len(args) > count + 4:
             *args, batch_first = args  # type: ignore[assignment]
         *tensors, batch_sizes, reverse, need_dx, backend = args
         x = tensors.pop(1 + n)
         inputs = tensors[1 + n :]
         results = layer_ops.backward(
-            cell, backend, x, inputs, tensors[: 1 + n], batch_sizes, reverse, batch_first, need_dx
-        )
+            cell, backend, x, inputs, tensors[: 1 + n], batch_sizes, reverse, batch_first, need_dx,
+            need_d_states,
+        )  # fmt: skip
         if results is not None:
             dx = results.pop() if need_dx else x.new_empty(0)
-            return (dx, *results)
+            return (dx, *results) if need_d_states else (dx, *[None] * n, *results)
         h0 = inputs[0]
         tensors[1 : 1 + n] = [
             torch.zeros_like(like) if grad is None else grad

@@ -140,6 +140,7 @@ class _Trained(torch.autograd.Function):
         *tensors, batch_sizes, y = everything[:10]
         x, h0, c0, w_ih, w_hh, b_ih, _, w_hr = tensors
         results = None
+        need_dx, need_d_states = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         if (
             ctx.save
             and not ctx.changes
@@ -148,12 +149,12 @@ class _Trained(torch.autograd.Function):
         ):
             results = layer_ops.backward(
                 LSTM, ctx.backend, x, (h0, c0, w_ih, w_hh, w_hr, y, *everything[10:]), grads[:3],
-                batch_sizes, ctx.reverse, ctx.batch_first, ctx.needs_input_grad[0], projected=True,
+                batch_sizes, ctx.reverse, ctx.batch_first, need_dx, need_d_states, projected=True,
             )  # fmt: skip
         if results is None:
             return (*_gradients(ctx, tensors, batch_sizes, grads[:3]), *_NO_GRADIENTS)
-        dx = results.pop() if ctx.needs_input_grad[0] else None
-        *others, db, dw_hr = results
+        dx = results.pop() if need_dx else None
+        *others, db, dw_hr = results if need_d_states else (None, None, *results)
         # Both biases have the same gradient, but in memory of their own: users scale them.
         biases = (None, None) if b_ih is None else (db, db.clone())
         return (dx, *others, *biases, dw_hr, *_NO_GRADIENTS)

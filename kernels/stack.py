@@ -89,6 +89,7 @@ def layer_options(
     need_dx: bool = False,
     projected: bool = False,
     given: tuple[bool, ...] = (),
+    need_d_states: bool = False,
 ) -> int:
     """How a layer is called in training, as one number for the ops.
 
@@ -97,9 +98,10 @@ def layer_options(
         need_dx: whether backward returns dx.
         projected: whether the layer has w_hr.
         given: whether the gradients of y, h and c are, the others being zeros.
+        need_d_states: whether backward returns the gradients of the initial states.
     """
     number = gru | biases << 1 | reverse << 2 | batch_first << 3 | packed << 4 | need_dx << 5
-    number |= projected << 6
+    number |= projected << 6 | need_d_states << 10
     for place, flag in enumerate(given):
         number |= flag << 7 + place
     return number

@@ -88,6 +88,10 @@ def test_bits_are_those_of_the_kernels(
                 *(batch_sizes, reverse, which[-1], "cpu", batch_first),
             )
             same(backward(), from_python(monkeypatch, backward))
+            _, *everything = backward()
+            _, *fewer = backward(need_d_states=False)
+            assert fewer[:n] == [None] * n
+            same(tuple(fewer[n:]), tuple(everything[n:]))
 
 
 def same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
@@ -136,3 +140,27 @@ def test_a_training_step_of_one_time_step_is_ours(
     monkeypatch.setattr(layer_ops, "forward", forward)
     getattr(fastrnn, name)(I, H)(torch.randn(1, B, I))[0].sum().backward()
     assert calls == ["cpu"]
+
+
+@cells
+@pytest.mark.parametrize("wanted", [(), (0,), (-1,)], ids=["none", "h", "last"])
+def test_gradients_of_the_states_are_computed_where_they_are_wanted(
+    cell: Cell, wanted: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    right = layer_ops.backward
+
+    def backward(*args: Any) -> list[Tensor] | None:
+        asked.append(args[9])
+        return right(*args)
+
+    monkeypatch.setattr(layer_ops, "backward", backward)
+    states = tuple(torch.randn(1, B, H) for _ in range(cell.states))
+    for place in wanted:
+        states[place].requires_grad_()
+    layer = getattr(fastrnn, cell.name.upper())(I, H)
+    hx = states if cell.states > 1 else states[0]
+    layer(torch.randn(T, B, I), hx)[0].sum().backward()
+    assert asked == [bool(wanted)]
+    given = {id(state) for state in states if state.grad is not None}
+    assert given == {id(states[place]) for place in wanted}

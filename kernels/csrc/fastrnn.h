@@ -62,7 +62,7 @@ typedef struct {
   const void *dh_n, *dc_n;                                   /* [B, H]; dc_n: LSTM only */
   const void *x, *h0, *c0, *w_ih, *w_hh, *y, *gates, *cells; /* as in the forward call */
   void *dx;            /* [N, I], or NULL if it is not needed */
-  void *dh0, *dc0;     /* [B, H]; dc0: LSTM only */
+  void *dh0, *dc0;     /* [B, H]; dc0: LSTM only. Each NULL if it is not needed */
   void *dw_ih, *dw_hh; /* [G*H, I], [G*H, H] */
   void *db_ih, *db_hh; /* [G*H]; for LSTM they are equal and db_hh may be NULL */
 } fastrnn_backward_arrays;

@@ -28,7 +28,7 @@ class Backward : BackwardScratch<Cell, S> {
       Base::job_, Base::kBlocks, Base::kInputBlock, Base::lanes, Base::ld_d_, Base::ld_h_,
       Base::ld_m_, Base::ld_x_, Base::narrow_, Base::own_, Base::P, Base::packs_,
       Base::padded_hidden_, Base::padded_input_, Base::padded_state_, Base::panel_begin_,
-      Base::panel_end_, Base::panels_, Base::projects_, Base::rows, Base::state_begin_,
+      Base::panel_end_, Base::panels_, Base::projects_, Base::recurs_, Base::rows, Base::state_begin_,
       Base::state_end_, Base::state_panels_, Base::thread_, Base::units_in, Base::features_in,
       Base::walk_, Base::w_hh_, Base::w_hr_, Base::w_ih_;
 
@@ -63,7 +63,7 @@ class Backward : BackwardScratch<Cell, S> {
   // the order of the gate gradients.
   void pack() {
     const S *w_hh = static_cast<const S *>(arrays_.w_hh);
-    for (int g = 0; g < G; ++g)
+    for (int g = 0; g < G && recurs_; ++g)
       pack(w_hh_ + g * H * lanes, G * H, w_hh + Cell::recurrent_block(g) * H * P, H, P);
     if (projects_) pack(w_hr_, P, w_hr(), P, H);
     if (arrays_.dx) pack(w_ih_, G * H, static_cast<const S *>(arrays_.w_ih), G * H, I);
@@ -101,10 +101,10 @@ class Backward : BackwardScratch<Cell, S> {
   void store_states() const {
     S *dh0 = static_cast<S *>(arrays_.dh0), *dc0 = static_cast<S *>(arrays_.dc0);
     for (int64_t b = batch_begin_; b < batch_end_; ++b) {
-      for (int64_t q = state_begin_; q < state_end_; ++q)
+      for (int64_t q = state_begin_; q < state_end_ && dh0; ++q)
         store_n(dh0 + b * P + q * lanes, load(dh_ + b * padded_state_ + q * lanes), features_in(q));
       if constexpr (Cell::kHasCell)
-        for (int64_t p = panel_begin_; p < panel_end_; ++p)
+        for (int64_t p = panel_begin_; p < panel_end_ && dc0; ++p)
           store_n(dc0 + b * H + p * lanes, load(dc_ + b * padded_hidden_ + p * lanes), units_in(p));
     }
   }
@@ -148,6 +148,9 @@ class Backward : BackwardScratch<Cell, S> {
       pointwise(row + r, batch_begin_ + r, c, n + r);
     }
     this->barrier_group();
+    // What the product adds to the other rows is needed for dh0 only.
+    const int64_t products = arrays_.dh0 ? count : ran;
+    if (!products) return count;
     C *dh = dh_ + batch_begin_ * padded_state_ + first_feature();
     const C *d = group_.d + n * ld_d_;
     if (!packs_) {
@@ -155,7 +158,7 @@ class Backward : BackwardScratch<Cell, S> {
         add_product(dh, padded_state_, d + g * padded_hidden_, ld_d_,
                     static_cast<const S *>(arrays_.w_hh) + Cell::recurrent_block(g) * H * P +
                         first_feature(),
-                    P, count, features(), H);
+                    P, products, features(), H);
       return count;
     }
     Product<C, false>{dh,
@@ -163,7 +166,7 @@ class Backward : BackwardScratch<Cell, S> {
                       true,
                       {d, ld_d_},
                       {w_hh_ + state_begin_ * G * H * lanes, lanes, G * H * lanes},
-                      count,
+                      products,
                       state_end_ - state_begin_,
                       H,
                       lanes,

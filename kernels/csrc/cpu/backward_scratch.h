@@ -28,7 +28,7 @@ class BackwardScratch : protected Share<S> {
       : Base(job, thread), arrays_(*job.backward), padded_hidden_(panels_ * lanes),
         padded_state_(state_panels_ * lanes), input_panels_((I + lanes - 1) / lanes),
         padded_input_(input_panels_ * lanes), packs_(walk_.batch * walk_.steps > kFewRows),
-        narrow_(I <= kNarrowGradient), projects_(kMayProject && job.w_hr),
+        recurs_(walk_.steps > 1 || arrays_.dh0), narrow_(I <= kNarrowGradient), projects_(kMayProject && job.w_hr),
         ld_x_(narrow_ ? I + 1 : padded_input_ + kLine), ld_h_(padded_state_ + kLine),
         ld_m_(padded_hidden_ + kLine), ld_d_(kBlocks * padded_hidden_ + kLine) {
     const int64_t sequences = this->max_sequences();
@@ -41,7 +41,7 @@ class BackwardScratch : protected Share<S> {
                 (std::is_same_v<S, C> || chunk_steps_ == walk_.steps);  // sums are not in bfloat16
 
     Arena arena(block);
-    w_hh_ = arena.take<C>(packs_ ? state_panels_ * G * H * lanes : 0);
+    w_hh_ = arena.take<C>(packs_ && recurs_ ? state_panels_ * G * H * lanes : 0);
     w_ih_ = arena.take<C>(packs_ && arrays_.dx ? input_panels_ * G * H * lanes : 0);
     w_hr_ = arena.take<C>(packs_ && projects_ ? panels_ * P * lanes : 0);
     dh_ = arena.take<C>(walk_.batch * padded_state_);
@@ -97,6 +97,7 @@ class BackwardScratch : protected Share<S> {
   const fastrnn_backward_arrays arrays_;
   const int64_t padded_hidden_, padded_state_, input_panels_, padded_input_;
   const bool packs_;  // the weights, which are otherwise read as they lie
+  const bool recurs_;  // whether there is a product with w_hh
   const bool narrow_;
   const bool projects_;  // whether h is a projection of the step's results
   // Rows of scratch memory start a cache line further than a power of two apart, so that the cache

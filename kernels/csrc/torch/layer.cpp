@@ -55,8 +55,9 @@ class Layer {
                        d_state(options_.has_dh_n, out_, &arrays.dh_n) &&
                        (options_.gru || d_state(options_.has_dc_n, size_.hidden, &arrays.dc_n)) &&
                        (!options_.need_dx || like_x(size_.features, &dx, &arrays.dx)) &&
-                       state(out_, &dh0, &arrays.dh0) &&
-                       (options_.gru || state(size_.hidden, &dc0, &arrays.dc0)) &&
+                       (!options_.need_d_states ||
+                        (state(out_, &dh0, &arrays.dh0) &&
+                         (options_.gru || state(size_.hidden, &dc0, &arrays.dc0)))) &&
                        d_weight(size_.features, &dw_ih, &arrays.dw_ih) &&
                        d_weight(out_, &dw_hh, &arrays.dw_hh) && d_bias(&db_ih, &arrays.db_ih) &&
                        (!options_.gru || d_bias(&db_hh, &arrays.db_hh)) &&

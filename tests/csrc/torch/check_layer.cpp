@@ -117,7 +117,7 @@ void check(const Case &c, std::set<std::string> *failed, std::vector<KnownCall> 
   check_all(call_of("layer_backward",
                     {&x, &batch_sizes, &h0, &c0, &w_ih, &w_hh, &w_hr, &y, &gates, &cells, &dy,
                      &dh_n, &dc_n},
-                    c.options() | 32 | 128 | 256 | (c.gru ? 0 : 512)),
+                    c.options() | 32 | 128 | 256 | (c.gru ? 0 : 512) | 1024),
             bytes_of({&dh0, &dc0, &dw_ih, &dw_hh, &db_ih, &db_hh, &dw_hr, &dx}), c, failed, known);
 }
 
