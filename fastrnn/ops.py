@@ -203,9 +203,10 @@ def _backward_kernel(cell: Cell) -> Callable[..., tuple[Any, ...]]:
             batch_sizes,
             reverse,
             need_dx,
+            need_d_states,
         )
         dx = _shaped(dx, x, batch_first) if need_dx else dx
-        return (dx, *_states(d_states, h0), *d_weights)
+        return (dx, *(_states(d_states, h0) if need_d_states else [None] * n), *d_weights)
 
     return kernel
 

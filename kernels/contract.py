@@ -50,7 +50,7 @@ CELLS = {cell.name: cell for cell in (LSTM, GRU)}
 
 # y [N, H]; final states [B, H] each; saved tensors [N, width * H] each.
 Forward = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
-# dx [N, I]; gradients of the initial states [B, H] each; dw_ih, dw_hh, and one db or two.
+# dx [N, I]; gradients of the initial states [B, H] each, or none; dw_ih, dw_hh, and one db or two.
 Backward = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
@@ -101,6 +101,7 @@ class KernelModule(Protocol):
         batch_sizes: Tensor | None,
         reverse: bool,
         need_dx: bool,
+        need_d_states: bool,
     ) -> Backward:
         """Computes the gradients of a layer.
 
@@ -111,11 +112,12 @@ class KernelModule(Protocol):
             weights: w_ih and w_hh.
             y, saved: what forward returned.
             need_dx: whether dx is wanted.
+            need_d_states: whether the gradients of the initial states are wanted.
 
         Returns:
-            dx, of shape [0] unless ``need_dx``; the gradients of the initial states; and those of
-            the weights: dw_ih, dw_hh, then db, which is both biases' gradient (LSTM), or db_ih and
-            db_hh (GRU).
+            dx, of shape [0] unless ``need_dx``; the gradients of the initial states, or () unless
+            ``need_d_states``; and those of the weights: dw_ih, dw_hh, then db, which is both
+            biases' gradient (LSTM), or db_ih and db_hh (GRU).
         """
 
 

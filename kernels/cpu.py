@@ -235,18 +235,19 @@ def backward(
     batch_sizes: Tensor | None,
     reverse: bool,
     need_dx: bool,
+    need_d_states: bool,
 ) -> Backward:
     """Computes a layer's gradients; see :class:`~fastrnn.kernels.contract.KernelModule`."""
     w_ih, w_hh = weights
     dx = _rows(x, x.shape[1]) if need_dx else x.new_empty(0)
-    d_states = tuple([torch.empty_like(state) for state in states])
+    d_states = tuple([torch.empty_like(state) for state in states if need_d_states])
     new = torch.empty_like if states[0].shape[0] else torch.zeros_like  # without rows, zeros
     d_bias = [new(w_ih[:, 0]) for _ in range(cell.bias_gradients)]
     d_weights = (new(w_ih), new(w_hh), *d_bias)
     arrays = _BackwardArrays(
         *addresses(
             dy, *pair(d_final), x, *pair(states), w_ih, w_hh, y, *pair(saved),
-            dx, *pair(d_states), *d_weights,
+            dx, *(pair(d_states) if need_d_states else (None, None)), *d_weights,
         )
     )  # fmt: skip
     _call_layer("backward", cell, x, states[0], batch_sizes, reverse, arrays)

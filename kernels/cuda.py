@@ -170,6 +170,7 @@ def backward(
     batch_sizes: Tensor | None,
     reverse: bool,
     need_dx: bool,
+    need_d_states: bool,
 ) -> Backward:
     """Computes a layer's gradients; see :class:`~fastrnn.kernels.contract.KernelModule`."""
     (w_ih, w_hh), (h0, c0), (gates, cells) = weights, pair(states), pair(saved)
@@ -184,4 +185,4 @@ def backward(
     )
     _call("backward", cell, rows, x, h0, 0, reverse, arrays)
     dx, d_weights = input_and_weight_gradients(cell, rows, dgates, x, h0, y, w_ih, reverse, need_dx)
-    return dx, d_states, d_weights
+    return dx, d_states if need_d_states else (), d_weights

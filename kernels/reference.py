@@ -150,6 +150,7 @@ def backward(
     batch_sizes: Tensor | None,
     reverse: bool,
     need_dx: bool,
+    need_d_states: bool,
 ) -> Backward:
     """Computes a layer's gradients; see :class:`~fastrnn.kernels.contract.KernelModule`."""
     dtype, step_backward = x.dtype, _STEPS[cell.name][1]
@@ -173,7 +174,7 @@ def backward(
     d_weights = (da_x.T @ x, da_h.T @ h_before, *d_bias)
     return (
         dx.to(dtype),
-        tuple(d.to(dtype) for d in current),
+        tuple(d.to(dtype) for d in current) if need_d_states else (),
         tuple(d.to(dtype) for d in d_weights),
     )
 

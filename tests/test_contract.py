@@ -90,15 +90,19 @@ def test_results_have_the_contracts_form(name: str, sizes: Tensor | None, cell: 
 
     again = {**given, "weights": given["weights"][:2], "y": y, "saved": saved}
     again["d_final"] = [torch.randn(B, H) for _ in final]
-    dx, d_states, d_weights = kernels.backward(**again, dy=None, need_dx=True)
+    dx, d_states, d_weights = kernels.backward(**again, dy=None, need_dx=True, need_d_states=True)
     assert shapes([dx]) == [(n, I)]
     assert shapes(d_states) == [(B, H)] * cell.states
     assert shapes(d_weights) == [(width, I), (width, H), *[(width,)] * cell.bias_gradients]
 
-    zeros = kernels.backward(**again, dy=torch.zeros_like(y), need_dx=False)
-    assert shapes([zeros[0]]) == [(0,)]
-    found, wanted = (*d_states, *d_weights), (*zeros[1], *zeros[2])
-    torch.testing.assert_close(found, wanted)
+    for need_d_states in (True, False):
+        zeros = kernels.backward(
+            **again, dy=torch.zeros_like(y), need_dx=False, need_d_states=need_d_states
+        )
+        assert shapes([zeros[0]]) == [(0,)]
+        assert len(zeros[1]) == (cell.states if need_d_states else 0)
+        found = (*(d_states if need_d_states else ()), *d_weights)
+        torch.testing.assert_close(found, (*zeros[1], *zeros[2]))
 
     results = [y, *final, *saved, dx, *d_states, *d_weights]
     assert all(isinstance(group, tuple) for group in (final, saved, d_states, d_weights))
@@ -120,7 +124,8 @@ def test_every_module_gives_the_references_numbers(
         y, final, saved = kernels.forward(**given, save=True)
         again = {**given, "weights": given["weights"][:2], "y": y, "saved": saved}
         grads = kernels.backward(
-            **again, dy=torch.ones_like(y), d_final=[torch.ones(B, H) for _ in final], need_dx=True
-        )
+            **again, dy=torch.ones_like(y), d_final=[torch.ones(B, H) for _ in final],
+            need_dx=True, need_d_states=True,
+        )  # fmt: skip
         results.append([y, *final, *saved, grads[0], *grads[1], *grads[2]])
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)

@@ -51,6 +51,7 @@ def backward(
     batch_sizes: Tensor | None,
     reverse: bool,
     need_dx: bool,
+    need_d_states: bool,
 ) -> Backward:
     """Computes a layer's gradients; see :class:`~fastrnn.kernels.contract.KernelModule`."""
     (w_ih, w_hh), h0 = weights, states[0]
@@ -62,4 +63,4 @@ def backward(
     else:
         d_states = launch.backward(cell, rows, dy, d_final, states, w_hh, y, saved, dgates, reverse)
     dx, d_weights = input_and_weight_gradients(cell, rows, dgates, x, h0, y, w_ih, reverse, need_dx)
-    return dx, d_states, d_weights
+    return dx, d_states if need_d_states else (), d_weights
