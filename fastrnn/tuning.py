@@ -188,7 +188,7 @@ def _large_weights() -> Iterator[Entry]:
         (single, True, huge, Range(9, 64), Range(12, 64), True),
         (single, True, huge, Range(16, 64), Range(12, 64), False),
         (single, True, large, Range(8, 64), Range(8, 32), True),
-        (single, True, large, Range(16), Range(12), False),
+        (single, True, large, Range(16), Range(12, 64), False),
         (single, True, Range(432, 512), Range(16, 100), Range(12, 64), False),
         (single, False, large, Range(12), Range(12), False),
         (single, False, Range(512, 640), Range(40), Range(4, 8), False),
