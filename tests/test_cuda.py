@@ -99,6 +99,7 @@ CASES = [
         Case(cell, HALF, 5, 17, 5, 20, packed=True, reverse=True),
         Case(cell, BRAIN, 3, 9, 2, 132, packed=True),
         Case(cell, HALF, 4, 1, 1, 128, scale=100),
+        Case(cell, HALF, 3, 10, 1, 133, packed=True),  # pairs of units with one left over
     )
 ]
 

@@ -24,7 +24,8 @@ typedef struct {
   int64_t steps, batch, hidden_size;
   int64_t input_size;     /* at most 4: each step computes W_ih x; 0: x already holds W_ih x */
   const int64_t *offsets; /* [T]: the first row of each step; NULL: all steps have B rows */
-  const int32_t *lengths; /* [B], non-increasing: steps per sequence; NULL if offsets is NULL */
+  const int32_t *lengths; /* [B], non-increasing: steps per sequence, at least 1; NULL if offsets is
+                             NULL */
 } fastrnn_cuda_problem;
 
 /* The caller computes the gradients of x, the weights and the biases: they are products and sums

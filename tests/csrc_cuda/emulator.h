@@ -1,7 +1,7 @@
 // An emulated GPU. Every thread of a group of blocks is a fiber that runs the source of the kernels
 // and yields where it has to wait for others. The order of threads is random in every round; values
-// sent to the shared memory of another block are stored only when the sender arrives at a barrier;
-// and shared memory starts as NaN. So a missing barrier, or an element that no thread has written,
+// sent to the shared memory of another block arrive only when the sender waits; and shared memory
+// starts as NaN. So a missing barrier, or an element that no thread has written,
 // shows up in the results.
 #pragma once
 
@@ -166,32 +166,55 @@ class Emulated {
   }
   Words load_sent(const void *p) const { return load(static_cast<const Words *>(p)); }
 
-  template <class T>
-  void send(T *p, const T &value, int, int blocks) {
-    check_alignment(p, sizeof(T));
-    const ptrdiff_t at = reinterpret_cast<char *>(p) - shared();
-    for (int i = 0; i < blocks; ++i) {
-      char *there = reinterpret_cast<char *>(group_.blocks[size_t(i)].shared.data()) + at;
-      const auto write = [there, value] { std::memcpy(there, &value, sizeof value); };
-      if (blocks == 1)
-        write();
-      else
-        sent_.push_back(write);
+  // --- the exchange within a cluster
+
+  // An mbarrier whose phases end when they have one arrival and all bytes that it expects.
+  struct Arrivals {
+    int32_t missing;  // bytes; negative if some came before they were expected
+    uint16_t arrived, phases;
+    void check() {
+      if (arrived == 0 || missing != 0) return;
+      arrived = 0;
+      ++phases;
     }
+  };
+  static_assert(sizeof(Arrivals) == sizeof(uint64_t));
+
+  // A place is an offset, and the index of a block in the upper bits.
+  uint32_t place(const void *p) const {
+    return uint32_t(static_cast<const char *>(p) - shared()) | index() << kPlaceBits;
   }
+  uint32_t peer(int rank) const { return (uint32_t(rank) - index()) << kPlaceBits; }
 
-  // --- barriers
-
-  void arrive_in_cluster() {
+  template <class T>
+  void send(uint32_t to, const T &value, uint32_t arrivals) {
+    T *there = at<T>(to);
+    check_alignment(there, sizeof(T));
+    Arrivals *counter = at<Arrivals>(arrivals);
+    sent_.push_back([there, value, counter] {
+      std::memcpy(there, &value, sizeof value);
+      counter->missing -= int32_t(sizeof value);
+      counter->check();
+    });
+  }
+  void begin_counting(uint64_t *arrivals) const { *reinterpret_cast<Arrivals *>(arrivals) = {}; }
+  void expect(uint64_t *arrivals, uint32_t bytes) const {
+    Arrivals *counter = reinterpret_cast<Arrivals *>(arrivals);
+    counter->missing += int32_t(bytes);
+    ++counter->arrived;
+    counter->check();
+  }
+  void wait_for_expected(const uint64_t *arrivals, uint32_t parity) {
     for (const auto &write : sent_) write();
     sent_.clear();
-    ++group_.barrier.arrived;
-    ++clusters_;
+    const Arrivals *counter = reinterpret_cast<const Arrivals *>(arrivals);
+    if (fault != kCluster)
+      Fibers::wait([counter, parity] { return (counter->phases & 1u) != parity; });
   }
-  void wait_in_cluster() {
-    Barrier &barrier = group_.barrier;
-    if (fault != kCluster) Fibers::wait([&barrier, n = clusters_] { return barrier.complete(n); });
-  }
+  void sync_cluster() { pass(group_.barrier, clusters_); }
+
+  // --- the barrier of a grid's group
+
   void arrive(uint32_t *arrivals) const { ++*arrivals; }
   void wait(const uint32_t *arrivals, uint32_t expected) const {
     if (fault != kGrid)
@@ -273,6 +296,15 @@ class Emulated {
   }
 
   int lane() const { return thread_ % kWarp; }
+
+  static constexpr int kPlaceBits = 18;  // more than any block's shared memory needs
+  uint32_t index() const { return uint32_t(&block_ - group_.blocks.data()); }
+  template <class T>
+  T *at(uint32_t place) const {
+    Block &block = group_.blocks[place >> kPlaceBits];
+    const uint32_t offset = place & ((1u << kPlaceBits) - 1);
+    return reinterpret_cast<T *>(reinterpret_cast<char *>(block.shared.data()) + offset);
+  }
   static void pass(Barrier &barrier, int64_t &passed) {
     ++barrier.arrived;
     ++passed;

@@ -2,19 +2,23 @@
 // have sent by the recurrent weights, adds the input's part, and sends the new states.
 #pragma once
 
-#include "share.h"
+#include "product.h"
 
 namespace fastrnn::cuda {
 
 template <class Cell, class Math, bool kGrid, class Machine>
-class Forward : Share<Cell, Math, false, kGrid, Machine> {
-  using Base = Share<Cell, Math, false, kGrid, Machine>;
+class Forward : Product<Cell, Math, false, kGrid, Machine> {
+  using Base = Product<Cell, Math, false, kGrid, Machine>;
   using typename Base::Early;
   using typename Base::Item;
+  using typename Base::Pack;
   using typename Base::S;
   using typename Base::V;
   using Base::G, Base::H, Base::items_, Base::kWide, Base::lane_, Base::layer_, Base::machine_,
       Base::plan_, Base::steps_, Base::tile_, Base::unit_;
+
+  // Of an item: a block per gate, or a narrow input's features.
+  static constexpr int kInputs = G > kMaxNarrowInput ? G : kMaxNarrowInput;
 
  public:
   FASTRNN_INLINE Forward(const Layer &layer, Machine &machine)
@@ -29,14 +33,16 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
     if constexpr (Cell::kHasCell) this->load_state(c_, arrays_.c0, 1);
     this->clear_buffers();
     const int end = layer_.end_step < steps_ ? layer_.end_step : steps_;
-    if (layer_.first_launch) {
+    if (this->first_launch()) {
       send_states(0);
-      if (end > 0) this->barrier(0);
+      if (end > 0) {
+        this->arrive(0);
+        this->wait(0);
+      }
     }
-    this->load_offset(offset_, this->time(layer_.begin_step));
-    fetch(layer_.begin_step);
-    advance(layer_.begin_step);
-    for (int s = layer_.begin_step; s < end; ++s) step(s, s + 1 < end);
+    this->load_offset(offset_, this->time(this->begin_step()));
+    fetch(this->begin_step());
+    for (int s = this->begin_step(); s < end; ++s) step(s, s + 1 < end);
     this->store_state(h_, arrays_.h_n, 0);
     if constexpr (Cell::kHasCell) this->store_state(c_, arrays_.c_n, 1);
   }
@@ -75,28 +81,24 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
   // Loads the input of a step, one step before it is used.
   FASTRNN_INLINE void fetch(int step) {
     const int time = this->time(step);
-    next_row_ = this->first_row(offset_, time);
+    row_ = this->first_row(offset_, time);
+#pragma unroll
     for (int k = 0; k < kWide; ++k) {
       if (!this->active(items_[k], time)) continue;
-      const int row = next_row_ + items_[k].b;
+      const int row = row_ + items_[k].b;
       const S *x = static_cast<const S *>(arrays_.x);
       if (layer_.input_size == 0)
-        for (int g = 0; g < G; ++g) input_[k][g] = this->load(x, row, g * H, G * H);
+        this->template load<G>(input_[k], x, row);
       else
 #pragma unroll
         for (int i = 0; i < kMaxNarrowInput; ++i)
           if (i < layer_.input_size)
             input_[k][i].words[0] = machine_.load_element(x + int64_t(row) * layer_.input_size + i);
     }
-  }
-
-  // Goes on to a step's rows, after the stores of the step before.
-  FASTRNN_INLINE void advance(int step) {
-    row_ = next_row_;
     this->load_offset(offset_, this->time(step + 1));
   }
 
-  FASTRNN_INLINE void add_input(V (&gate)[kWide][4], const Early (&input)[4]) const {
+  FASTRNN_INLINE void add_input(V (&gate)[kWide][4], const Early (&input)[kInputs]) const {
     if (layer_.input_size == 0) {
       for (int g = 0; g < G; ++g)
         for (int w = 0; w < kWide; ++w) gate[w][g] = gate[w][g] + this->value(input[g], w);
@@ -120,7 +122,9 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
     float sums[kWide][G][kWide];
     this->product(sums, s & 1);
     V gate[kWide][kWide][4];
+#pragma unroll
     for (int k = 0; k < kWide; ++k) {
+      if (!this->computes(k)) break;
       for (int w = 0; w < kWide; ++w) {
         for (int g = 0; g < 4; ++g) gate[k][w][g] = bias_[w][g];
         // The GRU multiplies the recurrent part of n by r before it adds the input's part.
@@ -128,9 +132,6 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
           gate[k][w][!Cell::kHasCell && g == 2 ? 3 : g].v += sums[k][g][w];
       }
       add_input(gate[k], input_[k]);
-    }
-    fetch(s + 1);
-    for (int k = 0; k < kWide; ++k) {
       const bool active = this->active(items_[k], time);
       for (int w = 0; w < kWide; ++w) {
         V c = c_[k][w];
@@ -139,35 +140,40 @@ class Forward : Share<Cell, Math, false, kGrid, Machine> {
       }
     }
     if (s + 1 < steps_) send_states(~s & 1);
-    if (barrier_follows) this->arrive();
+    const int barriers_passed = s - this->begin_step() + 1, row = row_;
+    if (barrier_follows) this->arrive(barriers_passed);
+    // The rest of the step is done while the states are on their way.
+    fetch(s + 1);
     for (int k = 0; k < kWide; ++k)
-      if (this->active(items_[k], time)) store_results(k, row_ + items_[k].b, gate[k]);
-    advance(s + 1);
-    if (barrier_follows) this->wait(s - layer_.begin_step + 1);
+      if (this->active(items_[k], time)) store_results(k, row + items_[k].b, gate[k]);
+    if (barrier_follows) this->wait(barriers_passed);
   }
 
   FASTRNN_INLINE void send_states(int parity) {
-    for (int k = 0; k < kWide; ++k)
-      if (items_[k].length > 0) this->send(parity, items_[k], 0, h_[k]);
+    Pack packs[kWide][1];
+    for (int k = 0; k < kWide; ++k) packs[k][0] = this->operands(h_[k]);
+    this->send(parity, packs);
   }
 
   FASTRNN_INLINE void store_results(int k, int row, const V (&gate)[kWide][4]) const {
-    this->store(arrays_.y, row, 0, H, h_[k]);
+    this->store(arrays_.y, row, h_[k]);
     if (!arrays_.gates) return;
+    Pack packs[4];
     for (int g = 0; g < 4; ++g) {
       V values[kWide];
       for (int w = 0; w < kWide; ++w) values[w] = gate[w][g];
-      this->store(arrays_.gates, row, g * H, 4 * H, values);
+      packs[g] = this->narrow(values);
     }
-    if constexpr (Cell::kHasCell) this->store(arrays_.cells, row, 0, H, c_[k]);
+    this->store(arrays_.gates, row, packs);
+    if constexpr (Cell::kHasCell) this->store(arrays_.cells, row, c_[k]);
   }
 
   const fastrnn_forward_arrays &arrays_;
   float bias_[kWide][4];
   V h_[kWide][kWide], c_[kWide][kWide];
-  Early input_[kWide][4] = {};
-  int row_ = 0, next_row_ = 0;  // first rows of this step, and of the one fetched last
-  int offset_ = 0;              // of the next one to fetch
+  Early input_[kWide][kInputs] = {};
+  int row_ = 0;     // the first row of the step fetched last
+  int offset_ = 0;  // of the next one to fetch
 };
 
 }  // namespace fastrnn::cuda

@@ -52,44 +52,81 @@ class Gpu {
     return {{v.x, v.y, v.z, v.w}};
   }
 
-  // Writes to the same offset in the shared memory of every block of the cluster, also this one.
-  template <class T>
-  FASTRNN_INLINE void send(T *p, const T &value, int rank, int blocks) const {
-    if (blocks == 1) {
-      *p = value;
-      return;
-    }
+  // --- the exchange within a cluster
+  //
+  // Values go to the shared memory of other blocks asynchronously. An mbarrier there counts their
+  // bytes; they are visible to those who have waited for it, without a fence.
+
+  // An address in this block's shared memory; plus peer(rank), the same place in another block's.
+  FASTRNN_INLINE uint32_t place(const void *p) const {
+    return uint32_t(__cvta_generic_to_shared(p));
+  }
+  FASTRNN_INLINE uint32_t peer(int rank) const {
+    const uint32_t here = place(shared());
+    uint32_t there = here;
 #if __CUDA_ARCH__ >= 900
-    using Word = typename WordOf<sizeof(T)>::type;
-    const uint32_t own = uint32_t(__cvta_generic_to_shared(p));
-    const Word word = bits<Word>(value);
-#pragma unroll 4
-    for (int i = 0; i < blocks; ++i) {
-      const int to = rank + i < blocks
-                         ? rank + i
-                         : rank + i - blocks;  // each block starts with a different one
-      uint32_t there;
-      asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(own), "r"(to));
-      if constexpr (sizeof(T) == 8)
-        asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(there), "l"(word) : "memory");
-      else
-        asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(there), "r"(word) : "memory");
-    }
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+#endif
+    return there - here;
+  }
+
+  // Sends a value to a place in a peer's shared memory, and its size to an mbarrier there.
+  template <class T>
+  FASTRNN_INLINE void send(uint32_t to, const T &value, uint32_t arrivals) const {
+#if __CUDA_ARCH__ >= 900
+    const auto word = bits<typename WordOf<sizeof(T)>::type>(value);
+    if constexpr (sizeof(T) == 8)
+      asm volatile(
+          "st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(to),
+          "l"(word), "r"(arrivals)
+          : "memory");
+    else
+      asm volatile(
+          "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to),
+          "r"(word), "r"(arrivals)
+          : "memory");
 #endif
   }
 
-  // --- barriers
-
-  FASTRNN_INLINE void arrive_in_cluster() const {
+  // Makes an mbarrier that completes a phase for each expect(). One thread; sync_cluster() follows.
+  FASTRNN_INLINE void begin_counting(uint64_t *arrivals) const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(place(arrivals)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  }
+  // Says how many bytes arrive in this phase. One thread; some may have come already.
+  FASTRNN_INLINE void expect(uint64_t *arrivals, uint32_t bytes) const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(place(arrivals)),
+                 "r"(bytes)
+                 : "memory");
+#endif
+  }
+  // Waits until the phase of this parity is complete.
+  FASTRNN_INLINE void wait_for_expected(const uint64_t *arrivals, uint32_t parity) const {
+#if __CUDA_ARCH__ >= 900
+    uint32_t complete;
+    do {
+      asm volatile(
+          "{.reg .pred complete;\n"
+          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, complete;}"
+          : "=r"(complete)
+          : "r"(place(arrivals)), "r"(parity)
+          : "memory");
+    } while (!complete);
+#endif
+  }
+  FASTRNN_INLINE void sync_cluster() const {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-  }
-  FASTRNN_INLINE void wait_in_cluster() const {
-#if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
   }
+
+  // --- the barrier of a grid's group
+
   FASTRNN_INLINE void arrive(uint32_t *arrivals) const {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
   }

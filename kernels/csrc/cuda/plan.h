@@ -50,6 +50,7 @@ struct Plan {
   int64_t groups = 1;                  // per launch
   int pitch = 0;                       // bytes per row of an exchange buffer
   int64_t buffer_bytes = 0;            // of each of a group's two exchange buffers
+  int arrivals_at = 0;                 // cluster: offset of the mbarriers of the two buffers
   int partials_at = 0, inputs_at = 0;  // offsets in bytes into the shared memory of a block
   int64_t shared_bytes = 0;
   int threads = 0;  // per block
@@ -65,7 +66,8 @@ inline void lay_out(Plan &plan, const Shape &shape, int exchanged, int summed, i
   const int64_t partials = plan.split > 1 ? int64_t(warps) * plan.row_tiles * shape.wide *
                                                 shape.wide * summed * kWarp * 4
                                           : 0;
-  plan.partials_at = plan.grid ? 0 : int(2 * plan.buffer_bytes);
+  plan.arrivals_at = plan.grid ? 0 : int(2 * plan.buffer_bytes);
+  plan.partials_at = plan.grid ? 0 : plan.arrivals_at + 16;
   plan.inputs_at = int(plan.partials_at + partials);
   plan.shared_bytes = plan.inputs_at + 4 * inputs * plan.tiles * shape.units() * kMaxNarrowInput;
 }
