@@ -76,17 +76,17 @@ class Backward : Product<Cell, Math, true, kGrid, Machine> {
     this->product(sums, parity);
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
-      if (!this->computes(k)) break;
+      if (!kGrid && !this->computes(k)) break;
       for (int w = 0; w < kWide; ++w) dh_[k][w].v += sums[k][0][w];
     }
   }
 
   FASTRNN_INLINE void step(int s, bool barrier_follows) {
     const int time = this->time(s);
-    Pack sent[kWide][4], stored[kWide][4];
+    Pack gradients[kWide][4];
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
-      if (!this->computes(k)) break;
+      if (!kGrid && !this->computes(k)) break;
       const bool active = this->active(items_[k], time);
       const Saved &saved = saved_[k];
       V d[kWide][4];
@@ -105,18 +105,21 @@ class Backward : Product<Cell, Math, true, kGrid, Machine> {
       for (int g = 0; g < 4; ++g) {
         V values[kWide];
         for (int w = 0; w < kWide; ++w) values[w] = d[w][g];
-        sent[k][g] = this->operands(values);
-        // In 16 bits, what is sent and what is stored do not differ, and registers are scarce.
-        stored[k][place(g)] = sizeof(S) == 2 ? sent[k][g] : this->narrow(values);
+        gradients[k][g] = this->narrow(values);
       }
     }
-    this->send(s & 1, sent);
+    this->send(s & 1, gradients);
     const int row = row_;
     if (barrier_follows) this->arrive(s - this->begin_step());
     // The rest of the step is done while the gradients are on their way.
     fetch(s + 1);
-    for (int k = 0; k < kWide; ++k)
-      if (this->active(items_[k], time)) this->store(arrays_.dgates, row + items_[k].b, stored[k]);
+#pragma unroll
+    for (int k = 0; k < kWide; ++k) {
+      if (!this->active(items_[k], time)) continue;
+      Pack columns[4];
+      for (int g = 0; g < 4; ++g) columns[place(g)] = gradients[k][g];
+      this->store(arrays_.dgates, row + items_[k].b, columns);
+    }
     if (barrier_follows) this->wait(s - this->begin_step());
   }
 

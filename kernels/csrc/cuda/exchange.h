@@ -18,7 +18,6 @@ class Exchange : protected Share<Cell, Math, kBackward, kGrid, Machine> {
  protected:
   using typename Base::Pack;
   using typename Base::S;
-  using typename Base::V;
   using Base::block_, Base::G, Base::group_, Base::H, Base::items_, Base::kWide, Base::layer_,
       Base::machine_, Base::plan_, Base::unit_;
   static constexpr int kSent = kBackward ? G : 1;  // values per unit and row
@@ -46,17 +45,7 @@ class Exchange : protected Share<Cell, Math, kBackward, kGrid, Machine> {
     }
   }
 
-  // The values of an item as its product reads them.
-  FASTRNN_INLINE Pack operands(const V (&values)[kWide]) const {
-    Pack pack;
-    for (int w = 0; w < kWide; ++w) {
-      const float value = unit_ + w < H ? values[w].v : 0.0f;
-      pack.v[w] = machine_.template operand<S, Math::kTensor>(value);
-    }
-    return pack;
-  }
-
-  // Sends what operands() returned, for each item and its first kSent values, to every block of the
+  // Sends values that narrow() returned, the first kSent ones of each item, to every block of the
   // group.
   template <int kCount>
   FASTRNN_INLINE void send(int parity, const Pack (&packs)[kWide][kCount]) const {
@@ -64,10 +53,12 @@ class Exchange : protected Share<Cell, Math, kBackward, kGrid, Machine> {
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
       if (items_[k].length == 0) continue;
+      Pack sent[kSent];
+      for (int g = 0; g < kSent; ++g)
+        for (int w = 0; w < kWide; ++w) sent[g].v[w] = operand(packs[k][g].v[w], w);
       char *at = buffer(parity) + int64_t(items_[k].row) * plan_.pitch + unit_ * int(sizeof(S));
       if (kGrid || plan_.blocks == 1) {
-        for (int g = 0; g < kSent; ++g)
-          *reinterpret_cast<Pack *>(at + g * gate_bytes) = packs[k][g];
+        for (int g = 0; g < kSent; ++g) *reinterpret_cast<Pack *>(at + g * gate_bytes) = sent[g];
         continue;
       }
       const uint32_t place = machine_.place(at), counter = machine_.place(arrivals(parity));
@@ -76,10 +67,20 @@ class Exchange : protected Share<Cell, Math, kBackward, kGrid, Machine> {
       for (int i = 0; i < plan_.blocks; ++i) {
         const uint32_t peer = machine_.peer(to);
         for (int g = 0; g < kSent; ++g)
-          machine_.send(peer + place + g * gate_bytes, packs[k][g], peer + counter);
+          machine_.send(peer + place + g * gate_bytes, sent[g], peer + counter);
         to = to + 1 == plan_.blocks ? 0 : to + 1;
       }
     }
+  }
+
+  // A value of unit w as the product reads it: rounded to TF32 for tensor cores, and 0 beyond the
+  // last unit.
+  FASTRNN_INLINE S operand(S value, int w) const {
+    if (unit_ + w >= H) return S{};
+    if constexpr (Math::kTensor && sizeof(S) == 4)
+      return machine_.template operand<S, true>(value);
+    else
+      return value;
   }
 
   // What a block receives in each exchange.

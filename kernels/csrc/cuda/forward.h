@@ -124,7 +124,7 @@ class Forward : Product<Cell, Math, false, kGrid, Machine> {
     V gate[kWide][kWide][4];
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
-      if (!this->computes(k)) break;
+      if (!kGrid && !this->computes(k)) break;
       for (int w = 0; w < kWide; ++w) {
         for (int g = 0; g < 4; ++g) gate[k][w][g] = bias_[w][g];
         // The GRU multiplies the recurrent part of n by r before it adds the input's part.
@@ -151,7 +151,7 @@ class Forward : Product<Cell, Math, false, kGrid, Machine> {
 
   FASTRNN_INLINE void send_states(int parity) {
     Pack packs[kWide][1];
-    for (int k = 0; k < kWide; ++k) packs[k][0] = this->operands(h_[k]);
+    for (int k = 0; k < kWide; ++k) packs[k][0] = this->narrow(h_[k]);
     this->send(parity, packs);
   }
 

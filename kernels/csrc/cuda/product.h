@@ -70,7 +70,7 @@ class Product : protected Exchange<Cell, Math, kBackward, kGrid, Machine> {
       if (kGrid && plan_.passes > 1) load_weights(pass);
       const char *at = states + chunk(pass, 0) * kChunkBytes;
       // Without checks, the loads of a chunk do not wait for the product of the one before.
-      if (Math::kTensor && chunk(pass, Math::kChunks) <= plan_.chunks)
+      if (Math::kTensor && !kGrid && chunk(pass, Math::kChunks) <= plan_.chunks)
         add_chunks<false>(sums, at, pass);
       else
         add_chunks<true>(sums, at, pass);
@@ -164,11 +164,16 @@ class Product : protected Exchange<Cell, Math, kBackward, kGrid, Machine> {
     machine_.sync();
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
-      if (!this->computes(k)) break;
+      if (!this->computes(k)) {
+        // The kernels of a grid have no registers left for a branch that skips such an item.
+        for (int g = 0; g < N; ++g)
+          for (int w = 0; w < kWide; ++w) result[k][g][w] = 0;
+        continue;
+      }
       const Partial *from = partials(0, k * plan_.split + slice_);
-      if (plan_.split == 2)
+      if (!kGrid && plan_.split == 2)
         sum_slices<2>(result[k], from);
-      else if (plan_.split == 4)
+      else if (!kGrid && plan_.split == 4)
         sum_slices<4>(result[k], from);
       else
         sum_slices<0>(result[k], from);
