@@ -68,26 +68,28 @@ class Product : protected Exchange<Cell, Math, kBackward, kGrid, Machine> {
     // them for each product.
     for (int pass = 0; pass < (kGrid ? plan_.passes : 1); ++pass) {
       if (kGrid && plan_.passes > 1) load_weights(pass);
-      const char *at = states + chunk(pass, 0) * kChunkBytes;
       // Without checks, the loads of a chunk do not wait for the product of the one before.
       if (Math::kTensor && !kGrid && chunk(pass, Math::kChunks) <= plan_.chunks)
-        add_chunks<false>(sums, at, pass);
+        add_chunks<false>(sums, states, pass);
       else
-        add_chunks<true>(sums, at, pass);
+        add_chunks<true>(sums, states, pass);
     }
   }
 
   template <bool kChecked>
   FASTRNN_INLINE void add_chunks(Sums<kSums> &sums, const char *states, int pass) {
 #pragma unroll
-    for (int c = 0; c < Math::kChunks; ++c, states += kChunkBytes) {
+    for (int c = 0; c < Math::kChunks; ++c) {
       if (kChecked && chunk(pass, c) >= plan_.chunks) break;
       if constexpr (kBackward) {
+        const char *at = states + chunk(pass, c) * kChunkBytes;
 #pragma unroll
-        for (int g = 0; g < G; ++g)
-          add_chunk<1>(sums, states + g * plan_.chunks * kChunkBytes, c, g);
+        for (int g = 0; g < G; ++g) {
+          add_chunk<1>(sums, at, c, g);
+          at += plan_.chunks * kChunkBytes;
+        }
       } else {
-        add_chunk<G>(sums, states, c, 0);
+        add_chunk<G>(sums, states + chunk(pass, c) * kChunkBytes, c, 0);
       }
     }
   }
@@ -135,11 +137,10 @@ class Product : protected Exchange<Cell, Math, kBackward, kGrid, Machine> {
   // The product of the weights with the exchange buffer `parity`: the sums of each item that this
   // warp computes, per gate; backward, over all gates.
   FASTRNN_INLINE void product(float (&result)[kWide][N][kWide], int parity) {
-    int tile = 0;
-    do {
+    for (int tile = 0; tile < plan_.row_tiles; ++tile) {
       Sums<kSums> sums;
       // Without a split, a warp that has no units sends nothing, and there is no barrier below.
-      if (plan_.split > 1 || unit_ - lane_ / 4 * kWide < H) multiply(sums, parity, tile);
+      if (kGrid || plan_.split > 1 || unit_ - lane_ / 4 * kWide < H) multiply(sums, parity, tile);
       if constexpr (kBackward)
         for (int i = 0; i < 4; ++i) sums.v[0][i] += sums.v[1][i];
 #pragma unroll
@@ -150,65 +151,56 @@ class Product : protected Exchange<Cell, Math, kBackward, kGrid, Machine> {
 #pragma unroll
           for (int w = 0; w < kWide; ++w) result[j][g][w] = sums.v[g][2 * w + j];
       }
-      if (plan_.split == 1) return;  // there is one tile of rows, and this thread has all its sums
-      Partial *to = partials(slice_, tile * kWide);
+      if (plan_.split == 1) break;  // there is one tile of rows, and this thread has all its sums
 #pragma unroll
       for (int j = 0; j < kWide; ++j)
 #pragma unroll
-        for (int g = 0; g < N; ++g, to += kWarp) {
+        for (int g = 0; g < N; ++g) {
           Partial sum;
           for (int w = 0; w < kWide; ++w) sum.v[w] = result[j][g][w];
-          *to = sum;
+          *partial(slice_, tile * kWide + j, g) = sum;
         }
-    } while (++tile < plan_.row_tiles);
+    }
+    if (plan_.split == 1) return;
     machine_.sync();
 #pragma unroll
     for (int k = 0; k < kWide; ++k) {
-      if (!this->computes(k)) {
-        // The kernels of a grid have no registers left for a branch that skips such an item.
-        for (int g = 0; g < N; ++g)
-          for (int w = 0; w < kWide; ++w) result[k][g][w] = 0;
-        continue;
-      }
-      const Partial *from = partials(0, k * plan_.split + slice_);
+#pragma unroll
+      for (int g = 0; g < N; ++g)
+#pragma unroll
+        for (int w = 0; w < kWide; ++w) result[k][g][w] = 0;
+      if (!this->computes(k)) continue;
+      const int item = k * plan_.split + slice_;
       if (!kGrid && plan_.split == 2)
-        sum_slices<2>(result[k], from);
+        sum_slices<2>(result[k], item);
       else if (!kGrid && plan_.split == 4)
-        sum_slices<4>(result[k], from);
+        sum_slices<4>(result[k], item);
       else
-        sum_slices<0>(result[k], from);
+        sum_slices<0>(result[k], item);
     }
-  }
-
-  // The parts of a lane's sums that a warp has computed, in shared memory: those of an item and
-  // the first gate; the other gates and items follow.
-  using Partial = Packet<float, kWide>;
-  FASTRNN_INLINE Partial *partials(int slice, int item) const {
-    const int warp = tile_ * plan_.split + slice;
-    const int at = (warp * plan_.row_tiles * kWide + item) * N;
-    return reinterpret_cast<Partial *>(machine_.shared() + plan_.partials_at) + at * kWarp + lane_;
   }
 
   // Adds up the parts of an item. kSlices is the number of slices, or 0 if it is another.
   template <int kSlices>
-  FASTRNN_INLINE void sum_slices(float (&result)[N][kWide], const Partial *from) const {
-    const int next = plan_.row_tiles * kWide * N * kWarp;
-    Partial sums[N];
-#pragma unroll
-    for (int g = 0; g < N; ++g) sums[g] = from[g * kWarp];
+  FASTRNN_INLINE void sum_slices(float (&result)[N][kWide], int item) const {
     const int slices = kSlices > 0 ? kSlices : plan_.split;
-#pragma unroll
-    for (int slice = 1; slice < slices; ++slice) {
-      from += next;
+#pragma unroll (kSlices > 0 ? kSlices : 2)
+    for (int slice = 0; slice < slices; ++slice)
 #pragma unroll
       for (int g = 0; g < N; ++g) {
-        const Partial sum = from[g * kWarp];
-        for (int w = 0; w < kWide; ++w) sums[g].v[w] += sum.v[w];
-      }
-    }
+        const Partial sum = *partial(slice, item, g);
 #pragma unroll
-    for (int g = 0; g < N; ++g)
-      for (int w = 0; w < kWide; ++w) result[g][w] = sums[g].v[w];
+        for (int w = 0; w < kWide; ++w)
+          result[g][w] = kSlices > 0 && slice == 0 ? sum.v[w] : result[g][w] + sum.v[w];
+      }
+  }
+
+  // The part of a lane's sums of an item and a gate that a warp has computed, in shared memory.
+  using Partial = Packet<float, kWide>;
+  FASTRNN_INLINE Partial *partial(int slice, int item, int g) const {
+    const int warp = tile_ * plan_.split + slice;
+    const int at = (warp * plan_.row_tiles * kWide + item) * N + g;
+    return reinterpret_cast<Partial *>(machine_.shared() + plan_.partials_at) + at * kWarp + lane_;
   }
 
  private:
