@@ -125,6 +125,12 @@ class TestPlans:
         plan = self.run(emulator, CLUSTERS, Case(cell, BRAIN, 2, 3, 1, 500))
         assert (plan.grid, plan.blocks, plan.split) == (False, 16, 4)
 
+    def test_warps_without_units(self, emulator: Emulator, cell: str) -> None:
+        """Seven of sixteen, for which no other waits. In each group one warp is the slowest."""
+        plan = self.run(emulator, CLUSTERS, Case(cell, WHOLE, 6, 40, 1, 70))
+        assert (plan.grid, plan.blocks, plan.tiles, plan.split) == (False, 2, 8, 1)
+        assert plan.groups == 10
+
     def test_groups_in_turn(self, emulator: Emulator, cell: str) -> None:
         """Two groups of three blocks each are on the device at once; they take the rest later."""
         case = Case(cell, WHOLE, 3, 50, 1, 130, packed=True)

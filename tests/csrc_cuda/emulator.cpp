@@ -62,7 +62,8 @@ void run_group(Thread body, const Layer &layer, int64_t index) {
         body(layer, machine);
       });
   }
-  Fibers().run(std::move(threads));
+  // With a fault, a slow warp might wait for ever, which would end the process.
+  Fibers().run(std::move(threads), Emulated::fault == Emulated::kNone);
 }
 
 }  // namespace
@@ -107,6 +108,7 @@ extern "C" {
 FASTRNN_API void emulate(int kind, int fault) {
   emulated = kind;
   Emulated::fault = Emulated::Fault(fault);
+  Fibers::restart();
 }
 
 FASTRNN_API void last_plan(int64_t (&facts)[8]) {

@@ -1,8 +1,8 @@
 // An emulated GPU. Every thread of a group of blocks is a fiber that runs the source of the kernels
-// and yields where it has to wait for others. The order of threads is random in every round; values
-// sent to the shared memory of another block arrive only when the sender waits; and shared memory
-// starts as NaN. So a missing barrier, or an element that no thread has written,
-// shows up in the results.
+// and yields where it has to wait for others. The order of threads is random in every round, and
+// one warp runs only when all others wait; values sent to the shared memory of another block arrive
+// only when the sender waits; and shared memory starts as NaN. So a missing barrier, or an element
+// that no thread has written, shows up in the results.
 #pragma once
 
 #include <ucontext.h>
@@ -27,7 +27,10 @@ class Fibers {
  public:
   static constexpr size_t kStackBytes = 96 << 10;
 
-  void run(std::vector<std::function<void()>> bodies) {
+  static void restart() { random_.seed(11); }  // repeats the same order
+
+  // Runs the threads of blocks, which are given warp by warp.
+  void run(std::vector<std::function<void()>> bodies, bool one_slow_warp) {
     fibers_.clear();
     for (auto &body : bodies) {
       fibers_.push_back(std::make_unique<Fiber>());
@@ -41,20 +44,13 @@ class Fibers {
       makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Fibers::start), 0);
     }
     current_ = this;
+    const size_t slow = random_() % (fibers_.size() / kWarp);
+    for (size_t i = 0; i < kWarp; ++i) fibers_[slow * kWarp + i]->slow = one_slow_warp;
     std::vector<Fiber *> running;
     for (auto &fiber : fibers_) running.push_back(fiber.get());
     while (!running.empty()) {
       std::shuffle(running.begin(), running.end(), random_);
-      moved_ = false;
-      for (Fiber *fiber : running) {
-        // Most fibers are still waiting.
-        if (fiber->ready && !fiber->ready()) continue;
-        moved_ = true;
-        if (random_() % 2) continue;  // otherwise all fibers would advance in step
-        active_ = fiber;
-        swapcontext(&scheduler_, &fiber->context);
-      }
-      if (!moved_) {
+      if (!advance(running, false) && !advance(running, true)) {
         std::fprintf(stderr, "emulator: %zu threads wait for each other\n", running.size());
         std::abort();
       }
@@ -79,8 +75,22 @@ class Fibers {
     std::unique_ptr<char[]> stack;
     std::function<void()> body;
     std::function<bool()> ready;
-    bool done = false;
+    bool slow = false, done = false;
   };
+
+  // Lets some of the fibers that need not wait run. Returns whether there are any.
+  bool advance(const std::vector<Fiber *> &running, bool slow) {
+    bool any = false;
+    for (Fiber *fiber : running) {
+      // Most fibers are still waiting.
+      if (fiber->slow != slow || (fiber->ready && !fiber->ready())) continue;
+      any = true;
+      if (random_() % 2) continue;  // otherwise all fibers would advance in step
+      active_ = fiber;
+      swapcontext(&scheduler_, &fiber->context);
+    }
+    return any;
+  }
 
   static void start() {
     Fiber *self = current_->active_;
@@ -90,10 +100,9 @@ class Fibers {
 
   static inline Fibers *current_ = nullptr;
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::mt19937 random_{11};
+  static inline std::mt19937 random_;
   ucontext_t scheduler_;
   Fiber *active_ = nullptr;
-  bool moved_ = false;
 };
 
 // A barrier. It is complete for the n-th time when each of the members has arrived n times.

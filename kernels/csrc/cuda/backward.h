@@ -31,6 +31,7 @@ class Backward : Product<Cell, Math, true, kGrid, Machine> {
     this->load_state(dh_, arrays_.dh_n, 0);
     if constexpr (Cell::kHasCell) this->load_state(dc_, arrays_.dc_n, 1);
     this->clear_buffers();
+    if (this->idle()) return;
     this->load_offset(offset_before_, time(this->begin_step()));
     row_before_ = this->first_row(offset_before_, time(this->begin_step()));
     this->load_offset(offset_before_, time(this->begin_step() + 1));

@@ -3,8 +3,9 @@
 // Each step reads one exchange buffer and writes the other. A block that is one step ahead of
 // another writes to the buffer that the other has finished reading, so a step needs one barrier. In
 // a cluster that is an mbarrier, which each block has for each of its buffers: it counts the bytes
-// that have arrived. A warp that sends nothing must not read a buffer, unless others of its block
-// send after it has read: nobody else waits for it.
+// that have arrived. Of its phases a waiting warp sees only whether their number is odd, and nobody
+// waits for a warp that sends nothing. Where warps of a block meet only here, such a warp leaves:
+// see idle().
 #pragma once
 
 #include "share.h"
@@ -18,8 +19,8 @@ class Exchange : protected Share<Cell, Math, kBackward, kGrid, Machine> {
  protected:
   using typename Base::Pack;
   using typename Base::S;
-  using Base::block_, Base::G, Base::group_, Base::H, Base::items_, Base::kWide, Base::layer_,
-      Base::machine_, Base::plan_, Base::unit_;
+  using Base::block_, Base::G, Base::group_, Base::H, Base::items_, Base::kWide, Base::lane_,
+      Base::layer_, Base::machine_, Base::plan_, Base::unit_;
   static constexpr int kSent = kBackward ? G : 1;  // values per unit and row
   using Base::Base;
 
@@ -43,6 +44,12 @@ class Exchange : protected Share<Cell, Math, kBackward, kGrid, Machine> {
         for (int parity = 0; parity < 2; ++parity) machine_.begin_counting(arrivals(parity));
       machine_.sync_cluster();
     }
+  }
+
+  // Whether this warp has nothing to do: it has no units, and no part of the sums of others. With
+  // tensor cores, all units of a layer without a split are in one block, whose warps all have some.
+  FASTRNN_INLINE bool idle() const {
+    return !kGrid && !Math::kTensor && plan_.split == 1 && unit_ - lane_ / 4 * kWide >= H;
   }
 
   // Sends values that narrow() returned, the first kSent ones of each item, to every block of the

@@ -32,6 +32,7 @@ class Forward : Product<Cell, Math, false, kGrid, Machine> {
     this->load_state(h_, arrays_.h0, 0);
     if constexpr (Cell::kHasCell) this->load_state(c_, arrays_.c0, 1);
     this->clear_buffers();
+    if (this->idle()) return;
     const int end = layer_.end_step < steps_ ? layer_.end_step : steps_;
     if (this->first_launch()) {
       send_states(0);

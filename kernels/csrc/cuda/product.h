@@ -139,8 +139,7 @@ class Product : protected Exchange<Cell, Math, kBackward, kGrid, Machine> {
   FASTRNN_INLINE void product(float (&result)[kWide][N][kWide], int parity) {
     for (int tile = 0; tile < plan_.row_tiles; ++tile) {
       Sums<kSums> sums;
-      // Without a split, a warp that has no units sends nothing, and there is no barrier below.
-      if (kGrid || plan_.split > 1 || unit_ - lane_ / 4 * kWide < H) multiply(sums, parity, tile);
+      multiply(sums, parity, tile);
       if constexpr (kBackward)
         for (int i = 0; i < 4; ++i) sums.v[0][i] += sums.v[1][i];
 #pragma unroll
@@ -184,7 +183,7 @@ class Product : protected Exchange<Cell, Math, kBackward, kGrid, Machine> {
   template <int kSlices>
   FASTRNN_INLINE void sum_slices(float (&result)[N][kWide], int item) const {
     const int slices = kSlices > 0 ? kSlices : plan_.split;
-#pragma unroll (kSlices > 0 ? kSlices : 2)
+#pragma unroll(kSlices > 0 ? kSlices : 2)
     for (int slice = 0; slice < slices; ++slice)
 #pragma unroll
       for (int g = 0; g < N; ++g) {
