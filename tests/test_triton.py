@@ -202,7 +202,7 @@ def compare(case: Case, device: str, module: str = TRITON) -> dict[str, float]:
         y, final, saved = forward(cell, x, states, weights, sizes, case.reverse, True)
         plain_y, plain_final, _ = forward(cell, x, states, weights, sizes, case.reverse, False)
         dx, d_states, d_weights = backward(
-            cell, dy, d_final, x, states, weights[:2], y, saved, sizes, case.reverse, True
+            cell, dy, d_final, x, states, weights[:2], y, saved, sizes, case.reverse, True, True
         )
     found, plain = (y, *final), (plain_y, *plain_final)
     assert not any(t.isnan().any() for t in saved)
@@ -253,7 +253,8 @@ def empty_batch(device: str, module: str = TRITON) -> list[tuple[int, ...]]:
     x, h = torch.empty(0, 2, device=device), torch.empty(0, 3, device=device)
     w = [torch.zeros(12, n, device=device) for n in (2, 3)]
     y, final, saved = forward(cell, x, (h, h), (*w, None, None), None, False, True)
-    dx, d_states, d_weights = backward(cell, y, final, x, (h, h), w, y, saved, None, False, True)
+    given = (cell, y, final, x, (h, h), w, y, saved)
+    dx, d_states, d_weights = backward(*given, None, False, True, True)
     return [tuple(t.shape) for t in (y, *final, *saved, dx, *d_states, *d_weights)]
 
 
