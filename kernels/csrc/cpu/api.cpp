@@ -50,8 +50,7 @@ int check(const fastrnn_problem &p, const fastrnn_forward_arrays &a) {
 int check(const fastrnn_problem &p, const fastrnn_backward_arrays &a) {
   const bool lstm = p.cell == FASTRNN_LSTM;
   const bool valid = a.dh_n && a.x && a.h0 && a.w_ih && a.w_hh && a.y && a.gates && a.dw_ih &&
-                     a.dw_hh && a.db_ih &&
-                     (lstm ? a.dc_n && a.c0 && a.cells : a.db_hh != nullptr);
+                     a.dw_hh && a.db_ih && (lstm ? a.dc_n && a.c0 && a.cells : a.db_hh != nullptr);
   return valid ? FASTRNN_OK : FASTRNN_ERROR_ARGUMENT;
 }
 

@@ -28,9 +28,9 @@ class Backward : BackwardScratch<Cell, S> {
       Base::job_, Base::kBlocks, Base::kInputBlock, Base::lanes, Base::ld_d_, Base::ld_h_,
       Base::ld_m_, Base::ld_x_, Base::narrow_, Base::own_, Base::P, Base::packs_,
       Base::padded_hidden_, Base::padded_input_, Base::padded_state_, Base::panel_begin_,
-      Base::panel_end_, Base::panels_, Base::projects_, Base::recurs_, Base::rows, Base::state_begin_,
-      Base::state_end_, Base::state_panels_, Base::thread_, Base::units_in, Base::features_in,
-      Base::walk_, Base::w_hh_, Base::w_hr_, Base::w_ih_;
+      Base::panel_end_, Base::panels_, Base::projects_, Base::recurs_, Base::rows,
+      Base::state_begin_, Base::state_end_, Base::state_panels_, Base::thread_, Base::units_in,
+      Base::features_in, Base::walk_, Base::w_hh_, Base::w_hr_, Base::w_ih_;
 
  public:
   static size_t scratch(const Job &job) { return Backward(job, 0, nullptr).used_; }

@@ -28,9 +28,10 @@ class BackwardScratch : protected Share<S> {
       : Base(job, thread), arrays_(*job.backward), padded_hidden_(panels_ * lanes),
         padded_state_(state_panels_ * lanes), input_panels_((I + lanes - 1) / lanes),
         padded_input_(input_panels_ * lanes), packs_(walk_.batch * walk_.steps > kFewRows),
-        recurs_(walk_.steps > 1 || arrays_.dh0), narrow_(I <= kNarrowGradient), projects_(kMayProject && job.w_hr),
-        ld_x_(narrow_ ? I + 1 : padded_input_ + kLine), ld_h_(padded_state_ + kLine),
-        ld_m_(padded_hidden_ + kLine), ld_d_(kBlocks * padded_hidden_ + kLine) {
+        recurs_(walk_.steps > 1 || arrays_.dh0), narrow_(I <= kNarrowGradient),
+        projects_(kMayProject && job.w_hr), ld_x_(narrow_ ? I + 1 : padded_input_ + kLine),
+        ld_h_(padded_state_ + kLine), ld_m_(padded_hidden_ + kLine),
+        ld_d_(kBlocks * padded_hidden_ + kLine) {
     const int64_t sequences = this->max_sequences();
     int64_t chunk = kChunkBytes / (kBlocks * padded_hidden_ * int64_t(sizeof(C)));
     chunk = chunk < kMinChunkRows ? kMinChunkRows : chunk > kMaxChunkRows ? kMaxChunkRows : chunk;
@@ -96,7 +97,7 @@ class BackwardScratch : protected Share<S> {
 
   const fastrnn_backward_arrays arrays_;
   const int64_t padded_hidden_, padded_state_, input_panels_, padded_input_;
-  const bool packs_;  // the weights, which are otherwise read as they lie
+  const bool packs_;   // the weights, which are otherwise read as they lie
   const bool recurs_;  // whether there is a product with w_hh
   const bool narrow_;
   const bool projects_;  // whether h is a projection of the step's results

@@ -47,21 +47,20 @@ class Layer {
     const void *w_hr = nullptr;
     void *d_projection = nullptr;
     Tensor dx, dh0, dc0, dw_ih, dw_hh, dw_hr, db_ih, db_hh;
-    const bool ready = states(&arrays.h0, &arrays.c0) && weight(size_.features, &arrays.w_ih) &&
-                       weight(out_, &arrays.w_hh) && projection(&w_hr) && take_like_x(&arrays.y) &&
-                       take({size_.rows, 4 * size_.hidden}, &arrays.gates) &&
-                       (options_.gru || take({size_.rows, size_.hidden}, &arrays.cells)) &&
-                       (!options_.has_dy || take_like_x(&arrays.dy)) &&
-                       d_state(options_.has_dh_n, out_, &arrays.dh_n) &&
-                       (options_.gru || d_state(options_.has_dc_n, size_.hidden, &arrays.dc_n)) &&
-                       (!options_.need_dx || like_x(size_.features, &dx, &arrays.dx)) &&
-                       (!options_.need_d_states ||
-                        (state(out_, &dh0, &arrays.dh0) &&
-                         (options_.gru || state(size_.hidden, &dc0, &arrays.dc0)))) &&
-                       d_weight(size_.features, &dw_ih, &arrays.dw_ih) &&
-                       d_weight(out_, &dw_hh, &arrays.dw_hh) && d_bias(&db_ih, &arrays.db_ih) &&
-                       (!options_.gru || d_bias(&db_hh, &arrays.db_hh)) &&
-                       (!w_hr || make({out_, size_.hidden}, &dw_hr, &d_projection));
+    const bool ready =
+        states(&arrays.h0, &arrays.c0) && weight(size_.features, &arrays.w_ih) &&
+        weight(out_, &arrays.w_hh) && projection(&w_hr) && take_like_x(&arrays.y) &&
+        take({size_.rows, 4 * size_.hidden}, &arrays.gates) &&
+        (options_.gru || take({size_.rows, size_.hidden}, &arrays.cells)) &&
+        (!options_.has_dy || take_like_x(&arrays.dy)) &&
+        d_state(options_.has_dh_n, out_, &arrays.dh_n) &&
+        (options_.gru || d_state(options_.has_dc_n, size_.hidden, &arrays.dc_n)) &&
+        (!options_.need_dx || like_x(size_.features, &dx, &arrays.dx)) &&
+        (!options_.need_d_states || (state(out_, &dh0, &arrays.dh0) &&
+                                     (options_.gru || state(size_.hidden, &dc0, &arrays.dc0)))) &&
+        d_weight(size_.features, &dw_ih, &arrays.dw_ih) && d_weight(out_, &dw_hh, &arrays.dw_hh) &&
+        d_bias(&db_ih, &arrays.db_ih) && (!options_.gru || d_bias(&db_hh, &arrays.db_hh)) &&
+        (!w_hr || make({out_, size_.hidden}, &dw_hr, &d_projection));
     if (!ready) return false;
     arrays.x = x_->data;
     const fastrnn_problem problem = this->problem();

@@ -36,8 +36,8 @@ bool run_layer(std::vector<Tensor> *tensors, const LayerOptions &options,
                const fastrnn_cpu_functions &cpu, int threads, std::vector<Tensor> *results);
 
 // Then w_ih, w_hh, with a projection w_hr, y, the saved tensors, and those of dy, dh_n and dc_n
-// that are given. Results: the gradients of the states, if they are needed, of w_ih, w_hh, b_ih, for
-// a GRU b_hh, with a projection w_hr and, if it is needed, x.
+// that are given. Results: the gradients of the states, if they are needed, of w_ih, w_hh, b_ih,
+// for a GRU b_hh, with a projection w_hr and, if it is needed, x.
 bool run_layer_backward(std::vector<Tensor> *tensors, const LayerOptions &options,
                         const fastrnn_cpu_functions &cpu, int threads,
                         std::vector<Tensor> *results);
