@@ -71,7 +71,7 @@ def test_automatic_choice(changes: dict[str, object], name: str) -> None:
 def test_explain_takes_what_a_user_knows() -> None:
     assert explain("GRU", batch=200, hidden_size=128).backend == "cpu"
     assert explain("LSTM", batch=2, hidden_size=512, proj_size=2).backend == "cpu"
-    found = explain("LSTM", batch=64, hidden_size=512, proj_size=2, training=True)
+    found = explain("LSTM", steps=4, batch=96, hidden_size=512, proj_size=2, training=True)
     assert "projected" in found.reason
     assert "float16" in explain("GRU", batch=2, hidden_size=4, dtype=torch.half).reason
 
