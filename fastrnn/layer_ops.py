@@ -9,6 +9,7 @@ wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,11 +64,11 @@ def backward(
     need_dx: bool,
     need_d_states: bool,
     projected: bool = False,
-) -> list[Tensor] | None:
-    """What a cell's op of gradients returns, but with dx at the end.
+) -> list[Any] | None:
+    """What a cell's op of gradients returns, but with dx at the end, and only if it is needed.
 
-    dx and the gradients of the states are left out unless they are needed. With a projection, the
-    gradient of w_hr comes before dx.
+    Gradients of the states that are not needed are None. With a projection, the gradient of w_hr
+    comes before dx.
 
     Args:
         cell: of the layer.
@@ -88,7 +89,9 @@ def backward(
     )  # fmt: skip
     op = torch.ops.fastrnn.layer_backward.default
     results: list[Tensor] = op([*before, *tensors, *given], options)
-    return results or None
+    if not results:
+        return None
+    return results if need_d_states else [None] * cell.states + results
 
 
 def runs(backend: str, x: Tensor) -> bool:

@@ -175,7 +175,7 @@ def _backward_kernel(cell: Cell) -> Callable[..., tuple[Any, ...]]:
         )  # fmt: skip
         if results is not None:
             dx = results.pop() if need_dx else x.new_empty(0)
-            return (dx, *results) if need_d_states else (dx, *[None] * n, *results)
+            return (dx, *results)
         h0 = inputs[0]
         tensors[1 : 1 + n] = [
             torch.zeros_like(like) if grad is None else grad

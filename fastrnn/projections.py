@@ -155,10 +155,9 @@ class _Trained(torch.autograd.Function):
             return (*_gradients(ctx, tensors, batch_sizes, grads[:3]), *_NO_GRADIENTS)
         dx = results.pop() if need_dx else None
         *others, db, dw_hr = results
-        d_states = [] if need_d_states else [None, None]
         # Both biases have the same gradient, but in memory of their own: users scale them.
         biases = (None, None) if b_ih is None else (db, db.clone())
-        return (dx, *d_states, *others, *biases, dw_hr, *_NO_GRADIENTS)
+        return (dx, *others, *biases, dw_hr, *_NO_GRADIENTS)
 
 
 _NO_GRADIENTS = (None,) * 5  # of batch_sizes, reverse, save, backend, batch_first

@@ -118,8 +118,8 @@ struct Product {
     }
   }
 
-  // out, row by row. To write it is most of the work if the depth is small, and memory takes
-  // consecutive rows up to three times as fast as the rows of a tile.
+  // Computes out row by row. If the depth is small, writing it is most of the work, and memory
+  // takes consecutive rows up to three times as fast as the rows of a tile.
   template <int Depth>
   __attribute__((noinline)) void row_by_row() const {
     for (int64_t row = 0; row < rows; ++row) {
@@ -145,8 +145,8 @@ struct Product {
                              [&](auto width) { f(width, v0); });
   }
 
-  // A small right-hand operand stays in cache, and out is then written row by row. Of a large one,
-  // a block stays in cache for all rows.
+  // A small right-hand operand stays in cache, and out is then written from top to bottom. Of a
+  // large one, a block stays in cache for all rows.
   __attribute__((noinline)) void run() const {
     if (depth < 1) return;
     if constexpr (Transposed)
