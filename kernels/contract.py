@@ -42,6 +42,7 @@ class Cell:
         return len(self.state_names)
 
 
+# What is saved is for the same module's backward alone, which is free to order a row's elements.
 # Saved: gates i, f, g, o after activation, and cell states.
 LSTM = Cell("lstm", 0, 4, ("h", "c"), (4, 1), 1)
 # Saved: r, z, n after activation, and m = W_hn h + b_hn, the recurrent half of n.

@@ -46,6 +46,9 @@ LARGE: list[dict[str, Any]] = [
     {"steps": 33, "batch": 17, "input_size": 100, "hidden_size": 257, "layout": "batch_first"},
     {"steps": 2, "batch": 200, "input_size": 40, "hidden_size": 257},
     {"steps": 784, "batch": 17, "input_size": 1, "hidden_size": 100, "layout": "unsorted"},
+    # What is saved for backward bypasses the caches.
+    {"steps": 98, "batch": 200, "input_size": 1, "hidden_size": 40, "dtype": BRAIN},
+    {"steps": 98, "batch": 100, "input_size": 9, "hidden_size": 36, "dtype": torch.float64},
 ]
 
 

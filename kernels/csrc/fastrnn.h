@@ -52,7 +52,8 @@ typedef struct {
   const void *b_ih, *b_hh; /* [G*H], or both NULL */
   void *y;                 /* [N, H] */
   void *h_n, *c_n;         /* [B, H]: the final state of each sequence; c_n: LSTM only */
-  void *gates;             /* [N, 4H], or NULL. LSTM: i f g o, activated. GRU: r z n, activated, and
+  void *gates;             /* [N, 4H], or NULL, in an order of its own for backward with the same
+                              instruction set. LSTM: i f g o, activated. GRU: r z n, activated, and
                               m = W_hn h + b_hn, the recurrent half of n */
   void *cells;             /* [N, H]; NULL if gates is NULL, and for GRU */
 } fastrnn_forward_arrays;

@@ -210,11 +210,11 @@ class Backward : BackwardScratch<Cell, S> {
   void pointwise(int64_t row, int64_t b, const S *c_old, int64_t n) const {
     const C *h_old = own_.h + n * ld_h_;
     C *d = group_.d + n * ld_d_, *carried = (projects_ ? dm_ : dh_) + b * padded_hidden_;
-    const S *gates = static_cast<const S *>(arrays_.gates) + row * kBlocks * H;
     for (int64_t p = panel_begin_; p < panel_end_; ++p) {
       const int64_t units = units_in(p), unit = p * lanes;
       Vec<C> gate[4], gradient[4], h{}, c{}, c_new{}, dc{};
-      for (int g = 0; g < 4; ++g) gate[g] = load_n(gates + g * H + unit, units);
+      const S *gates = static_cast<const S *>(arrays_.gates) + this->gates_at(row, p);
+      for (int g = 0; g < 4; ++g) gate[g] = load_n(gates + g * units, units);
       if constexpr (Cell::kHasCell) {
         c = load_n(c_old + unit, units);
         c_new = load_n(static_cast<const S *>(arrays_.cells) + row * H + unit, units);

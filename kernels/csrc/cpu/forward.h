@@ -35,6 +35,9 @@ class Forward : Share<S> {
       Base::walk_;
   using CellPanel = Panel<Cell, S>;
   static constexpr int G = Cell::kGates, kTile = tile_rows(G), kInPlaceTile = tile_rows(4);
+  // Where registers are few, a tile of half of an LSTM's gates at a time has twice as many rows and
+  // reads the weights half as often.
+  static constexpr int kTallTile = kRegisters < 32 && G == 4 ? tile_rows(2) : kTile;
   static constexpr bool kMayProject = Cell::kHasCell;
 
  public:
@@ -45,7 +48,8 @@ class Forward : Share<S> {
   Forward(const Job &job, int thread, char *block)
       : Base(job, thread), arrays_(*job.forward), prepacked_(job.prepacked),
         in_place_(job.in_place && !prepacked_), joined_(joins_input()),
-        projects_(kMayProject && job.w_hr), streams_(large_results()) {
+        projects_(kMayProject && job.w_hr), tall_(!arrays_.gates && !far_weights()),
+        streams_(streams_results()), streams_gates_(streams_gates()) {
     Arena arena(block);
     const PackedWeights<Cell, S> ready(job.prepacked, H, I);
     w_hh_ = prepacked_ ? ready.w_hh : arena.take<C>(in_place_ ? 0 : panels_ * P * G * lanes);
@@ -86,7 +90,7 @@ class Forward : Share<S> {
       this->barrier_group();
     }
     store_states();
-    if (streams_) fence();
+    if (streams_ || streams_gates_) fence();
   }
 
   // Whether a step projects its own input, which saves writing and reading the results: of a narrow
@@ -97,24 +101,25 @@ class Forward : Share<S> {
   }
   bool far_weights() const { return G * H * (I + P) * int64_t(sizeof(C)) > kFarWeights; }
 
-  // Whether y, gates and cells consist of whole cache lines and are too large for a cache.
+  // Whether stores should bypass the caches: of y and cells, and of gates. They must consist of
+  // whole cache lines and be too large for a cache.
+  bool streams_results() const {
+    return kStreams<S, 1> && !projects_ && large_results() && H % lanes == 0 &&
+           (uintptr_t(arrays_.y) | uintptr_t(arrays_.cells)) % kLineBytes == 0;
+  }
+  bool streams_gates() const {
+    return kStreams<S, 4> && arrays_.gates && large_results() &&
+           4 * H * int64_t(sizeof(S)) % kLineBytes == 0 &&
+           uintptr_t(arrays_.gates) % kLineBytes == 0;
+  }
   bool large_results() const {
     const int64_t bytes = walk_.offset(walk_.steps) * H * int64_t(sizeof(S));
-    return !projects_ && kWholeLines<S> && H % lanes == 0 &&
-           bytes * (arrays_.gates ? 5 : 1) > kMaxCachedBytes &&
-           (uintptr_t(arrays_.y) | uintptr_t(arrays_.gates) | uintptr_t(arrays_.cells)) % 64 == 0;
+    return bytes * (arrays_.gates ? 5 : 1) > kMaxCachedBytes;
   }
 
-  void put(S *result, Vec<C> v, int64_t n) const {
-    if constexpr (kWholeLines<S>) {
-      if (streams_) return stream_store(result, v);
-    }
-    store_n(result, v, n);
-  }
-
-  // Packs what all threads share: biases into [panels][4][lanes], weights into
-  // [panels][K][G][lanes]. Where a panel belongs to one thread, that thread packs it when it first
-  // uses it, and then finds it in its cache.
+  // Packs what all threads share: biases into [panels][4][lanes], and weights. Where a panel
+  // belongs to one thread, that thread packs it when it first uses it, and then finds it in its
+  // cache.
   void pack() {
     const S *b_ih = static_cast<const S *>(arrays_.b_ih),
             *b_hh = static_cast<const S *>(arrays_.b_hh);
@@ -220,7 +225,7 @@ class Forward : Share<S> {
       }
       for (int64_t r = 0; r < n; ++r)
         memcpy(out + r * ld, bias_ + p * 4 * lanes, sizeof(C) * G * lanes);
-      Product<C, false>{out, ld, true, {x_, I}, {input_panel(p, s), G * lanes, lanes}, n, G, I}
+      Product<C, false>{out, ld, true, {x_, I}, CellPanel::operand(input_panel(p, s), I), n, G, I}
           .run();
     }
     rows_ahead_ = n, projected_ = projection_;
@@ -257,9 +262,26 @@ class Forward : Share<S> {
         };
         arrays_.gates ? run(std::true_type()) : run(std::false_type());
       };
-      in_place_ ? for_tiles<kInPlaceTile>(n, compute) : for_tiles<kTile>(n, compute);
+      if (in_place_)
+        for_tiles<kInPlaceTile>(n, compute);
+      else if (kTallTile > kTile && tall_)
+        for_tiles<kTallTile>(n, compute);
+      else
+        for_tiles<kTile>(n, compute);
     }
     if (!joined_) projected_ += n * G * lanes;
+  }
+
+  // Sets acc to the biases and the input's products of R sequences for V gates.
+  template <bool kJoined, int R, int V>
+  FASTRNN_INLINE void start(Vec<C> (&acc)[R][V], int64_t p, int64_t r, const C *x, const C *w_ih,
+                            int first_gate = 0) const {
+    const int64_t ld = kJoined ? 0 : G * lanes;
+    const C *row =
+        kJoined ? bias_ + p * 4 * lanes : projected_ + ((p - panel_begin_) * rows_ahead_ + r) * ld;
+    for (int i = 0; i < R; ++i)
+      for (int g = 0; g < V; ++g) acc[i][g] = load(row + i * ld + (first_gate + g) * lanes);
+    if (kJoined) multiply(acc, Lhs<C>{x, I}, CellPanel::operand(w_ih, I, first_gate), I);
   }
 
   // One step of R sequences in one panel; r is the first sequence, counted within this share.
@@ -267,23 +289,24 @@ class Forward : Share<S> {
   __attribute__((noinline)) void tile(int64_t s, int64_t p, int64_t r, const C *x, const C *w_ih,
                                       const C *w_hh) {
     Vec<C> acc[R][G];
-    if constexpr (kJoined) {
-      for (int i = 0; i < R; ++i)
-        for (int g = 0; g < G; ++g) acc[i][g] = load(bias_ + (p * 4 + g) * lanes);
-      multiply(acc, Lhs<C>{x, I}, Rhs<C>{w_ih, G * lanes, lanes}, I);
-    } else {
-      const int64_t ld = G * lanes;
-      const C *projected = projected_ + ((p - panel_begin_) * rows_ahead_ + r) * ld;
-      for (int i = 0; i < R; ++i)
-        for (int g = 0; g < G; ++g) acc[i][g] = load(projected + i * ld + g * lanes);
-    }
     C input_n[R][lanes];
     const int64_t b = batch_begin_ + r;
     const C *h_old = h_[s & 1];
     const Lhs<C> h_rows{h_old + b * state_panels_ * lanes, state_panels_ * lanes};
-    CellPanel::template part_input<R>(acc, input_n, bias_ + p * 4 * lanes);
-    w_hh ? multiply(acc, h_rows, Rhs<C>{w_hh, G * lanes, lanes}, P)
-         : add_in_place(acc, h_rows, arrays_.w_hh, P, p);
+    if constexpr (R <= kTile) {
+      start<kJoined>(acc, p, r, x, w_ih);
+      CellPanel::template part_input<R>(acc, input_n, bias_ + p * 4 * lanes);
+      w_hh ? multiply(acc, h_rows, CellPanel::operand(w_hh, P), P)
+           : add_in_place(acc, h_rows, arrays_.w_hh, P, p);
+    } else {
+      for (int first = 0; first < G; first += 2) {
+        Vec<C> half[R][2];
+        start<kJoined>(half, p, r, x, w_ih, first);
+        multiply(half, h_rows, CellPanel::operand(w_hh, P, first), P);
+        for (int i = 0; i < R; ++i)
+          for (int g = 0; g < 2; ++g) acc[i][first + g] = half[i][g];
+      }
+    }
     C *h_new = projects_ ? m_ : h_[~s & 1];
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
     // The cache lines of the results are not in cache yet: prefetch those of the next step.
@@ -291,6 +314,11 @@ class Forward : Share<S> {
     const auto open = [&](int i, Vec<C>(&gate)[4], Vec<C> &c) {
       if (!streams_ && !projects_)
         __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);
+      if (kSaves && !streams_gates_) {
+        const S *gates = static_cast<S *>(arrays_.gates) + this->gates_at(next_row + i, p);
+        for (int at = 0; at < 4 * lanes; at += kLineBytes / int(sizeof(S)))
+          __builtin_prefetch(gates + at, 1);
+      }
       if constexpr (Cell::kHasCell) c = load(c_ + ((b + i) * panels_ + p) * lanes);
       CellPanel::open(acc[i], input_n[i], c, gate);
     };
@@ -300,15 +328,15 @@ class Forward : Share<S> {
       if constexpr (!Cell::kHasCell) h = load(h_old + state);
       h = Cell::close(gate, h, c);
       store(h_new + state, h);
-      if (!projects_) put(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n);
+      if (!projects_) put<1>(static_cast<S *>(arrays_.y) + row * H + p * lanes, h, n, streams_);
       if constexpr (Cell::kHasCell) store(c_ + state, c);
       if constexpr (!kSaves) return;
-      S *gates = static_cast<S *>(arrays_.gates) + row * 4 * H + p * lanes;
-      for (int g = 0; g < 4; ++g) put(gates + g * H, gate[g], n);
+      S *gates = static_cast<S *>(arrays_.gates) + this->gates_at(row, p);
+      for (int g = 0; g < 4; ++g) put<4>(gates + g * n, gate[g], n, streams_gates_);
       if constexpr (Cell::kHasCell)
-        put(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c, n);
+        put<1>(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c, n, streams_);
     };
-    if constexpr (kSaves) {  // a row's gates are best stored while the next row is computed
+    if constexpr (kSaves && kRegisters >= 32) {  // the results of a tall tile would leave registers
       for (int i = 0; i < R; ++i) {
         Vec<C> gate[4], c{};
         open(i, gate, c);
@@ -353,7 +381,8 @@ class Forward : Share<S> {
   const bool in_place_;  // whether weights are read as they lie, not packed
   const bool joined_;    // whether a step projects its own input
   const bool projects_;  // whether h is a projection of the step's results
-  const bool streams_;
+  const bool tall_;      // whether tiles are: not with results to save, nor of far weights
+  const bool streams_, streams_gates_;  // whether stores of y and cells, of gates, bypass caches
   bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;

@@ -46,6 +46,10 @@ class Share {
   // The same of the elements of h in panel q.
   int64_t features_in(int64_t q) const { return P - q * lanes < lanes ? P - q * lanes : lanes; }
 
+  // Where the saved gates of panel p begin in an array of rows of 4 * H elements: the panels follow
+  // each other, and within one, the four gates, so that a panel's gates are whole cache lines.
+  int64_t gates_at(int64_t row, int64_t p) const { return 4 * (row * H + p * lanes); }
+
   // Waits for all threads, and for the threads of this row group.
   void barrier_all() const { job_.barriers[0].wait(job_.grid.threads()); }
   void barrier_group() const {

@@ -104,20 +104,47 @@ FASTRNN_INLINE Vec<C> keep_last(Vec<C> v, int64_t n) {
   return (Vec<C>)((Ints)v & (lane >= int(kLanes<C> - n)));
 }
 
-// Whether stream_store exists for a storage type: only where a vector fills a cache line.
-template <class S>
-inline constexpr bool kWholeLines = sizeof(S) * kLanes<Compute<S>> == 64;
+inline constexpr int kLineBytes = 64;  // of a cache line
 
-#if defined(__AVX512F__)
+// Whether `vectors` consecutive vectors of a storage type are whole cache lines and stream_store
+// exists.
+template <class S, int vectors>
+inline constexpr bool kStreams =
+    kVectorBytes >= 32 && sizeof(S) * kLanes<Compute<S>> * vectors % kLineBytes == 0;
+
 // Stores that bypass the caches, for results too large to stay cached until they are read. They
-// also avoid fetching the old contents. p must be aligned to 64 bytes; other threads see the
-// results after fence().
+// also avoid fetching the old contents. The lines should be written as a whole, p must be aligned
+// to the vector, and other threads see the results after fence().
+#if defined(__AVX512F__)
 FASTRNN_INLINE void stream_store(float *p, VecF v) { _mm512_stream_ps(p, (__m512)v); }
 FASTRNN_INLINE void stream_store(double *p, VecD v) { _mm512_stream_pd(p, (__m512d)v); }
+FASTRNN_INLINE void stream_store(bfloat16 *p, VecF v) {
+  bfloat16 rounded[kLanes<float>];
+  store(rounded, v);
+  _mm256_stream_si256((__m256i *)p, _mm256_loadu_si256((const __m256i *)rounded));
+}
+FASTRNN_INLINE void fence() { _mm_sfence(); }
+#elif defined(__AVX__)
+FASTRNN_INLINE void stream_store(float *p, VecF v) { _mm256_stream_ps(p, (__m256)v); }
+FASTRNN_INLINE void stream_store(double *p, VecD v) { _mm256_stream_pd(p, (__m256d)v); }
+FASTRNN_INLINE void stream_store(bfloat16 *p, VecF v) {
+  bfloat16 rounded[kLanes<float>];
+  store(rounded, v);
+  _mm_stream_si128((__m128i *)p, _mm_loadu_si128((const __m128i *)rounded));
+}
 FASTRNN_INLINE void fence() { _mm_sfence(); }
 #else
 FASTRNN_INLINE void fence() {}
 #endif
+
+// store_n of one of `vectors` consecutive vectors, bypassing the caches if `streams`.
+template <int vectors, class S>
+FASTRNN_INLINE void put(S *p, Vec<Compute<S>> v, int64_t n, bool streams) {
+  if constexpr (kStreams<S, vectors>) {
+    if (streams && n == kLanes<Compute<S>>) return stream_store(p, v);
+  }
+  store_n(p, v, n);
+}
 
 // a * b + c, rounded once: see cells.h.
 #if defined(__AVX512F__)
