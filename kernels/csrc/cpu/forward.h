@@ -309,9 +309,10 @@ class Forward : Share<S> {
     }
     C *h_new = projects_ ? m_ : h_[~s & 1];
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
-    // The cache lines of the results are not in cache yet: prefetch those of the next step.
+    // The cache lines of the results are not in cache yet: prefetch those of the next step. If one
+    // of the functions below were not inlined, acc would be in memory during the products.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
-    const auto open = [&](int i, Vec<C>(&gate)[4], Vec<C> &c) {
+    const auto open = [&](int i, Vec<C>(&gate)[4], Vec<C> &c) __attribute__((always_inline)) {
       if (!streams_ && !projects_)
         __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);
       if (kSaves && !streams_gates_) {
@@ -322,7 +323,7 @@ class Forward : Share<S> {
       if constexpr (Cell::kHasCell) c = load(c_ + ((b + i) * panels_ + p) * lanes);
       CellPanel::open(acc[i], input_n[i], c, gate);
     };
-    const auto close = [&](int i, Vec<C>(&gate)[4], Vec<C> c) {
+    const auto close = [&](int i, Vec<C>(&gate)[4], Vec<C> c) __attribute__((always_inline)) {
       const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
       Vec<C> h{};  // the old h of the same unit matters to a GRU alone
       if constexpr (!Cell::kHasCell) h = load(h_old + state);
