@@ -5,9 +5,8 @@ They decide where nothing was measured on the machine at hand, see :mod:`fastrnn
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
 on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14; those on fewer
-than 8 steps, those without AVX-512, those of projected layers, the batches of H >= 1024, and the
-rows below which a training call is ours, on Zen 3 (AVX2), where weights of float64 and bfloat16
-were timed less closely.
+than 8 steps, those of projected layers, the batches of H >= 1024, and the rows below which a
+training call is ours, on Zen 3 (AVX2), where float64 and bfloat16 were timed less closely.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ def _entry(
     name = f"{cell or 'LSTM, GRU'}, {str(dtype).removeprefix('torch.')}, H{hidden_size}, T{steps}"
     name += "" if batch == _ANY else f", B{batch}"
     name += ", training" if training else ", inference"
-    name += {None: "", True: ", AVX-512", False: ", no AVX-512"}[wide_vectors]
+    name += ", AVX-512" if wide_vectors else ""
     return Entry(
         name,
         because,
@@ -176,28 +175,23 @@ def _entry(
 
 
 def _large_weights() -> Iterator[Entry]:
-    """LSTMs with large weights and several rows; float64 was never slower than torch.nn."""
+    """LSTMs with large weights and several rows, with AVX-512; float64 was never slower."""
     because = "large weights: oneDNN re-reads them less often"
     single, half = torch.float32, torch.bfloat16
     large, huge = Range(512, 1024), Range(1024)
-    # Shorter sequences are ours: the weights are read as they lie. So is bfloat16 without AVX-512,
-    # where torch has no kernel for a layer of it. float16 has no entry: our CPU kernels do not
-    # support it, so the table is never consulted.
+    # Shorter sequences are ours: the weights are read as they lie. So is every class without
+    # AVX-512. float16 has no entry: our CPU kernels do not support it, so the table is never
+    # consulted.
     classes = (
-        (single, False, huge, Range(9, 64), Range(12, 64), None),
-        (single, True, huge, Range(9, 64), Range(12, 64), True),
-        (single, True, huge, Range(16, 64), Range(12, 64), False),
-        (single, True, large, Range(8, 64), Range(8, 32), True),
-        (single, True, large, Range(16), Range(12, 64), False),
-        (single, True, Range(432, 512), Range(16, 100), Range(12, 64), False),
-        (single, False, large, Range(12), Range(12), False),
-        (single, False, Range(512, 640), Range(40), Range(4, 8), False),
-        (half, False, huge, Range(9, 64), Range(12, 64), True),
-        (half, True, huge, Range(9, 64), Range(12, 64), True),
-        (half, True, large, Range(8, 64), Range(8, 32), True),
+        (single, False, huge, Range(9, 64), Range(12, 64)),
+        (single, True, huge, Range(9, 64), Range(12, 64)),
+        (single, True, large, Range(8, 64), Range(8, 32)),
+        (half, False, huge, Range(9, 64), Range(12, 64)),
+        (half, True, huge, Range(9, 64), Range(12, 64)),
+        (half, True, large, Range(8, 64), Range(8, 32)),
     )
-    for dtype, training, hidden_size, steps, batch, wide in classes:
-        yield _entry(because, "LSTM", dtype, training, hidden_size, steps, batch, wide)
+    for dtype, training, hidden_size, steps, batch in classes:
+        yield _entry(because, "LSTM", dtype, training, hidden_size, steps, batch, wide_vectors=True)
 
 
 _PAIRS = Entry(
@@ -223,48 +217,37 @@ def _short_trainings() -> Iterator[Entry]:
     """Training over a few time steps with large weights and many rows, or hardly any."""
     single, double = torch.float32, torch.float64
     classes = (
-        (_PRODUCT, "GRU", single, Range(192, 384), _ONE, Range(224)),
-        (_PRODUCT, "GRU", single, Range(384, 512), _ONE, Range(160)),
-        (_PRODUCT, "GRU", single, Range(512, 1024), _ONE, Range(96)),
-        (_PRODUCT, "GRU", single, Range(1024), _ONE, Range(64)),
-        (_VECTOR, "GRU", single, Range(1024), _ONE, Range(0, 2)),
-        (_PRODUCT, "GRU", single, Range(384, 512), Range(2, 6), Range(192)),
-        (_PRODUCT, "GRU", single, Range(512), Range(2, 8), Range(48)),
-        (_PRODUCT, None, double, Range(256), _ONE, Range(128)),
+        (_PRODUCT, "GRU", single, Range(288), _ONE, Range(160)),
+        (_PRODUCT, "GRU", single, Range(384), Range(2, 3), Range(192)),
+        (_PRODUCT, None, double, Range(512), _ONE, Range(128)),
         (_VECTOR, "LSTM", double, Range(192), _ONE, Range(0, 2)),
-        (_PRODUCT, None, double, Range(512), Range(2, 8), Range(128)),
+        (_PRODUCT, None, double, Range(1024), Range(2, 8), Range(128)),
     )
     for because, cell, dtype, hidden_size, steps, batch in classes:
         yield _entry(because, cell, dtype, True, hidden_size, steps, batch)
 
 
 def _projections() -> Iterator[Entry]:
-    """LSTMs with a projection: training, and inference that is not one op."""
-    folded = "our recurrent weights are larger than torch's, and are computed in each call"
+    """LSTMs with a projection whose call is not one op."""
     classes = (
-        (folded, False, False, _ANY, _ANY, _ANY),
-        (folded, True, False, Range(0, 96), Range(0, 3), _ANY),
-        (folded, True, False, Range(96, 192), Range(0, 16), _ANY),
-        (folded, True, False, Range(192, 288), Range(0, 40), _ANY),
-        (folded, True, False, Range(288), _ANY, _ANY),
-        (_PRODUCT, True, True, Range(512), Range(0, 8), Range(96)),
+        (False, _ANY, _ANY),
+        (True, Range(0, 96), Range(0, 3)),
+        (True, Range(96, 192), Range(0, 16)),
+        (True, Range(192, 288), Range(0, 40)),
+        (True, Range(288), _ANY),
     )
-    for because, training, in_one_op, hidden_size, steps, batch in classes:
-        words = [
-            f"{size}{range}"
-            for size, range in (("H", hidden_size), ("T", steps), ("B", batch))
-            if range != _ANY
-        ]
-        words += ["training" if training else "inference"] + ["in one op"] * in_one_op
+    for training, hidden_size, steps in classes:
+        sizes = (("H", hidden_size), ("T", steps))
+        words = [f"{size}{range}" for size, range in sizes if range != _ANY]
+        words.append("training" if training else "inference")
         yield Entry(
             ", ".join(["projected LSTM", *words]),
-            because,
+            "our recurrent weights are larger than torch's, and are computed in each call",
             cell="LSTM",
             training=training,
-            in_one_op=in_one_op,
+            in_one_op=False,
             projected=True,
             steps=steps,
-            batch=batch,
             hidden_size=hidden_size,
         )
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fastrnn
-from fastrnn import backends, layer_ops, measured
+from fastrnn import backends, inference, layer_ops, measured
 from fastrnn.choice import explain
 from fastrnn.kernels import cpu, library, reference
 from fastrnn.kernels.contract import Cell, Forward
@@ -32,6 +32,7 @@ def call(**changes: object) -> backends.Call:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    inference.load_error()  # whose answer a process keeps
     monkeypatch.setattr(library, "FOLDER", tmp_path)
     cpu._load.cache_clear()
     measured.forget()
@@ -71,9 +72,13 @@ def test_automatic_choice(changes: dict[str, object], name: str) -> None:
 def test_explain_takes_what_a_user_knows() -> None:
     assert explain("GRU", batch=200, hidden_size=128).backend == "cpu"
     assert explain("LSTM", batch=2, hidden_size=512, proj_size=2).backend == "cpu"
-    found = explain("LSTM", steps=4, batch=96, hidden_size=512, proj_size=2, training=True)
-    assert "projected" in found.reason
     assert "float16" in explain("GRU", batch=2, hidden_size=4, dtype=torch.half).reason
+
+
+@pytest.mark.usefixtures("projections_are_torchs")
+def test_explain_knows_projections() -> None:
+    assert "projected" in explain("LSTM", batch=2, hidden_size=512, proj_size=2).reason
+    assert explain("LSTM", batch=2, hidden_size=512).backend == "cpu"
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])

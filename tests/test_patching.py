@@ -147,9 +147,10 @@ def test_cells(name: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
             cell(torch.randn(3, 6))
 
 
+@pytest.mark.usefixtures("projections_are_torchs")
 def test_a_projected_layer_that_torch_trains_faster_stays_torchs(calls: list[str]) -> None:
     torch.manual_seed(0)
-    module, x = nn.LSTM(5, 512, proj_size=3), torch.randn(2, 96, 5)
+    module, x = layer("LSTM", proj_size=3), data()
     before = results(module, x)
     with fastrnn.patch_torch():
         assert all(map(torch.equal, results(module, x), before))
