@@ -160,6 +160,13 @@ def test_backward_is_given_the_numbers_that_the_documentation_counts(
     assert 0 <= rest <= 64 * 100 + 2 * 64 * 64  # the input, and the states before the first step
 
 
+@pytest.mark.parametrize(("cell", "states"), [("LSTM", 2), ("GRU", 1)])
+def test_chunks_keep_the_input_and_the_states_before_each(cell: str, states: int) -> None:
+    case = Case(cell, batch=64, steps=100, input=1, hidden=64, mode="training")
+    bytes_kept = kept_for_backward(case, "fastrnn", chunk=28)
+    assert bytes_kept == 4 * (64 * 100 + 3 * states * 64 * 64)  # the first of 4 chunks has none
+
+
 def test_pytest_benchmark_cases_run() -> None:
     command = [
         sys.executable,

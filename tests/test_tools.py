@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
+from tests import documents, peers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -273,6 +274,24 @@ def test_activation_checkpointing(name: str, reentrant: bool) -> None:
         results.append([y, x.grad, *[p.grad for p in model.parameters()]])
         model.zero_grad()
     torch.testing.assert_close(*results)
+
+
+@cells
+def test_chunks_of_steps_have_the_gradients_of_a_whole_call(name: str) -> None:
+    page = documents.ROOT / "docs/layers.md"
+    [block] = [b for b in documents.blocks(page) if b.section == "Long sequences"]
+    shown: dict[str, Any] = {"torch": torch, "fastrnn": fastrnn}
+    documents.run_python(block, shown)
+    torch.manual_seed(0)
+    layer = getattr(fastrnn, name)(3, 5, num_layers=2, dtype=torch.float64)
+    leaves = [torch.randn(n, 4, h, dtype=torch.float64) for n, h in ((11, 3), (2, 5), (2, 5))]
+    x, *states = [leaf.requires_grad_() for leaf in leaves[: 3 if name == "LSTM" else 2]]
+    given = tuple(states) if name == "LSTM" else states[0]
+    found = []
+    for results in (layer(x, given), shown["in_chunks"](layer, x, given, steps=4)):
+        loss = peers.loss(peers.tensors(results))
+        found.append(torch.autograd.grad(loss, [x, *states, *layer.parameters()]))
+    torch.testing.assert_close(*found)
 
 
 @of_other_libraries  # of torch, about the switch
