@@ -14,11 +14,12 @@
 namespace fastrnn::FASTRNN_LEVEL {
 
 constexpr int64_t kNarrowInput = 32;  // widest input that each step always projects itself
-constexpr int64_t kJoinedRows = kRegisters < 32 ? 9 : 12;  // from so many rows on, any input
+constexpr int64_t kJoinedRows = kRegisters < 32 ? 3 : 12;  // from so many rows on, any input
+constexpr int64_t kJoinedSavedRows = 9;  // in training, where only inference has tall tiles
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
 // More weights than these come from memory at each step. Those of the input then serve more steps
 // at a time, unless a step has many rows.
-constexpr int64_t kFarWeights = 16 << 20, kFarProjectionBytes = 4 << 20, kFarRows = 48;
+constexpr int64_t kFarWeights = 16 << 20, kFarProjectionBytes = 4 << 20, kFarRows = 24;
 constexpr int64_t kMaxCachedBytes = 4 << 20;  // of results that stay in a cache until they are read
 
 struct Projection {  // as a cell of one gate, for packing its weights
@@ -96,7 +97,8 @@ class Forward : Share<S> {
   // Whether a step projects its own input, which saves writing and reading the results: of a narrow
   // input, and where the rows of one step are enough for the weights that are read.
   bool joins_input() const {
-    const int64_t enough = far_weights() ? kFarRows : kJoinedRows;
+    const bool saves = kTallTile > kTile && arrays_.gates;
+    const int64_t enough = far_weights() ? kFarRows : saves ? kJoinedSavedRows : kJoinedRows;
     return I <= kNarrowInput || (!in_place_ && this->max_sequences() >= enough);
   }
   bool far_weights() const { return G * H * (I + P) * int64_t(sizeof(C)) > kFarWeights; }
