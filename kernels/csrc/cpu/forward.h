@@ -15,7 +15,7 @@ namespace fastrnn::FASTRNN_LEVEL {
 
 constexpr int64_t kNarrowInput = 32;  // widest input that each step always projects itself
 constexpr int64_t kJoinedRows = kRegisters < 32 ? 3 : 12;  // from so many rows on, any input
-constexpr int64_t kJoinedSavedRows = 9;  // in training, where only inference has tall tiles
+constexpr int64_t kJoinedSavedRows = 9;          // in training, where only inference has tall tiles
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
 // More weights than these come from memory at each step. Those of the input then serve more steps
 // at a time, unless a step has many rows.
