@@ -6,7 +6,7 @@
 namespace fastrnn::FASTRNN_LEVEL {
 
 constexpr int64_t kChunkBytes = 512 << 10;  // of gate gradients per chunk and row group
-constexpr int64_t kMinChunkRows = 192;      // with fewer, sums of large weights pass memory often
+constexpr int64_t kMinChunkRows = 192;      // fewer would move the sums of large weights too often
 constexpr int64_t kMaxChunkRows = 1024;
 constexpr int64_t kNarrowGradient = 8;  // widest input for which dw_ih is stored transposed
 constexpr int64_t kFewRows = 12;        // so few do not pay for packing the weights
