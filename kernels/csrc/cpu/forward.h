@@ -311,9 +311,9 @@ class Forward : Share<S> {
     }
     C *h_new = projects_ ? m_ : h_[~s & 1];
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
-    // The cache lines of the results are not in cache yet: prefetch those of the next step. If one
-    // of the functions below were not inlined, acc would be in memory during the products.
+    // The cache lines of the results are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
+    // Inlined always: otherwise acc has an address, and is in memory during the products.
     const auto open = [&](int i, Vec<C>(&gate)[4], Vec<C> &c) __attribute__((always_inline)) {
       if (!streams_ && !projects_)
         __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);

@@ -44,8 +44,9 @@ class Pixels {
 
   int64_t inputs(int64_t l) const { return l ? H : 1; }
   int64_t units_in(int64_t p) const { return H - p * lanes < lanes ? H - p * lanes : lanes; }
-  C *w_hh(int64_t l) const { return head_ + panels_ * lanes + l * weight_slot(); }  // panels
-  C *w_ih(int64_t l) const { return w_hh(l) + panels_ * H * G * lanes; }            // panels
+  // Where a layer's packed panels begin, see Panel::operand.
+  C *w_hh(int64_t l) const { return head_ + panels_ * lanes + l * weight_slot(); }
+  C *w_ih(int64_t l) const { return w_hh(l) + panels_ * H * G * lanes; }
   C *bias(int64_t l) const { return w_ih(l) + panels_ * H * G * lanes; }  // [panels][4][lanes]
   C *h(int64_t l, int64_t step) const {  // [kPixelRows][panels * lanes]
     return states_ + l * state_slot() + (step & 1) * kPixelRows * panels_ * lanes;

@@ -69,11 +69,15 @@ FASTRNN_INLINE VecF load(const bfloat16 *p) {
 
 FASTRNN_INLINE void store(float *p, VecF v) { memcpy(p, &v, sizeof v); }
 FASTRNN_INLINE void store(double *p, VecD v) { memcpy(p, &v, sizeof v); }
-FASTRNN_INLINE void store(bfloat16 *p, VecF v) {  // to nearest, ties to even; a NaN remains a NaN
+// To nearest, ties to even; a NaN remains a NaN.
+FASTRNN_INLINE VecH to_bfloat16(VecF v) {
   const VecU u = (VecU)v;
   const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const VecU bits = (v == v) ? rounded : ((u >> 16) | 0x40u);
-  const VecH half = __builtin_convertvector(bits, VecH);
+  return __builtin_convertvector(bits, VecH);
+}
+FASTRNN_INLINE void store(bfloat16 *p, VecF v) {
+  const VecH half = to_bfloat16(v);
   memcpy(p, &half, sizeof half);
 }
 
@@ -119,23 +123,20 @@ inline constexpr bool kStreams =
 FASTRNN_INLINE void stream_store(float *p, VecF v) { _mm512_stream_ps(p, (__m512)v); }
 FASTRNN_INLINE void stream_store(double *p, VecD v) { _mm512_stream_pd(p, (__m512d)v); }
 FASTRNN_INLINE void stream_store(bfloat16 *p, VecF v) {
-  bfloat16 rounded[kLanes<float>];
-  store(rounded, v);
-  _mm256_stream_si256((__m256i *)p, _mm256_loadu_si256((const __m256i *)rounded));
+  _mm256_stream_si256((__m256i *)p, (__m256i)to_bfloat16(v));
 }
-FASTRNN_INLINE void fence() { _mm_sfence(); }
 #elif defined(__AVX__)
 FASTRNN_INLINE void stream_store(float *p, VecF v) { _mm256_stream_ps(p, (__m256)v); }
 FASTRNN_INLINE void stream_store(double *p, VecD v) { _mm256_stream_pd(p, (__m256d)v); }
 FASTRNN_INLINE void stream_store(bfloat16 *p, VecF v) {
-  bfloat16 rounded[kLanes<float>];
-  store(rounded, v);
-  _mm_stream_si128((__m128i *)p, _mm_loadu_si128((const __m128i *)rounded));
+  _mm_stream_si128((__m128i *)p, (__m128i)to_bfloat16(v));
 }
-FASTRNN_INLINE void fence() { _mm_sfence(); }
-#else
-FASTRNN_INLINE void fence() {}
 #endif
+FASTRNN_INLINE void fence() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
 
 // store_n of one of `vectors` consecutive vectors, bypassing the caches if `streams`.
 template <int vectors, class S>
