@@ -58,8 +58,7 @@ def test_a_triton_meets_its_own_row_or_may_take_a_tenth_more_but_more_registers(
 def test_the_table_holds_every_case_and_of_the_oldest_triton_what_differs() -> None:
     assert list(TABLES) == ["3.6.0", NEWEST]
     assert set(TABLES[NEWEST]) == {case.name for case in step_costs.cases()}
-    assert set(TABLES["3.6.0"]) < set(TABLES[NEWEST])
-    assert not any(row["spills"] for row in TABLES["3.6.0"].values())
+    assert set(TABLES["3.6.0"]) <= {case.name for case in step_costs.step_cases()}
 
 
 @pytest.mark.parametrize("version", TABLES)
