@@ -353,6 +353,7 @@ def cost(case: Case) -> dict[str, float]:
         "mma": ["HMMA", "HGMMA"],
         "loads": ["LDG", "LDGSTS"],
         "stores": ["STG"],
+        "cache_controls": ["CCTL"],
         "local": ["LDL", "STL"],
     }
     return {

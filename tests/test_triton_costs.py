@@ -92,6 +92,9 @@ def test_the_table_has_no_spills_one_barrier_a_step_and_no_weights_in_the_loop(c
     assert row["shared"] <= SHARED
     assert row["shared_reads"] <= step_costs.operand_reads(case)
     assert row["loads"] <= step_costs.early_loads(case)
+    wide = not step_costs.plan(case).narrow(case.features)
+    prefetches = not case.packed and (case.way == "backward" or wide)
+    assert row["cache_controls"] == (1 if prefetches else 0) / step_costs.STEPS_A_TURN
     rows = 1 if row["mma"] else step_costs.plan(case).rows
     ways = 2 if case.way == "backward" else 1
     if case.features == 1 and case.hidden in LIMIT:
