@@ -71,8 +71,8 @@ def calls(
 
     def backward(plan: Any) -> None:
         before = (c0, cells) if lstm else (h0, y)
-        tensors = (dy, dh_n, dc_n, w_hh, *before, saved, dgates, dh0, dc0)
-        tail = (*size, hidden, plan, lstm, False)
+        tensors = (dy, dh_n, dc_n, w_hh, *before, saved, dgates, dh0, dc0, None, None)
+        tail = (*size, 0, hidden, plan, lstm, False)
         launch(backward_kernel, plan, batch, x.device, *tensors, *tail)
 
     return {

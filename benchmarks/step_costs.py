@@ -39,15 +39,16 @@ import collections
 import importlib
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.machine_code import disassemble, operation, time_loop
+from fastrnn.kernels.contract import CELLS
 
 TABLE = Path(__file__).with_name("step_costs.json")
 STEPS_A_TURN = 2
@@ -114,6 +115,8 @@ def cases() -> Iterator[Case]:
                 yield Case(cell, way, dtype, hidden, batch)
                 if way != "inference":
                     yield Case(cell, way, dtype, hidden, batch, packed=True)
+                if way == "backward" and hidden > 32 and batch <= 500:
+                    yield Case(cell, way, dtype, hidden, batch, features=28)
                 if way == "forward":
                     yield Case(cell, way, dtype, hidden, batch, features=4 if hidden <= 64 else 2)
                     yield Case(cell, way, dtype, hidden, batch, features=28)
@@ -181,16 +184,17 @@ def operand_reads(case: Case) -> int:
 def early_loads(case: Case) -> int:
     """Reads of global memory per step and thread, if only its rows and its offset are read."""
     chosen = plan(case)
-    pairs = case.hidden % 2 == 0  # a thread's two units are one word, in each of its rows
-    if case.way == "backward":
-        tensors = 6  # four gates, dy, and the state before
-    elif chosen.narrow(case.features):
-        tensors = case.features
-        pairs = case.hidden == chosen.units  # otherwise each unit reads the same numbers by itself
-    else:
-        tensors = 4 if case.cell == "lstm" else 3
-    numbers = chosen.rows if chosen.split else chosen.rows // (4 if pairs else 2)
-    return tensors * numbers + case.packed
+    # A thread's two units are one word, or read the same features; not if some units are padding.
+    words, features = (
+        chosen.rows if chosen.split else chosen.rows // (4 if pairs else 2)
+        for pairs in (case.hidden % 2 == 0, case.hidden == chosen.units)
+    )
+    if case.way == "backward":  # four gates, dy, and the state before; x if its weights are summed
+        _, weights = chosen.sums(CELLS[case.cell], case.features)
+        return 6 * words + weights * features + case.packed
+    if chosen.narrow(case.features):
+        return case.features * features + case.packed
+    return (4 if case.cell == "lstm" else 3) * words + case.packed
 
 
 def cache_key(steps: int, batch: int, shift: int) -> str:
@@ -255,6 +259,9 @@ def _constants(case: Case) -> dict[str, Any]:
         absent += ["arrived"] if case.way.startswith("cell") else []
         absent += ["h_n", "cells", "dh_n"] if gru else []
     else:
+        if case.way == "backward":
+            biases, weights = chosen.sums(CELLS[case.cell], case.features)
+            absent += ["totals"] * (not biases) + ["x"] * (not weights)
         values |= {"H": case.hidden, "IN": case.features if narrow else 0, "LAYERS": case.layers}
         absent += ["gates", "cells"] if case.way == "inference" else []
         absent += ["c0", "c_n", "cells", "dc_n", "dc0", "c"] if gru else []
@@ -276,6 +283,7 @@ def _compile(case: Case) -> Any:
     known = _constants(case)
     constants = {name: known[name] for name in kernel.arg_names if name in known}
     types = dict.fromkeys(("T", "B", "skew", "begin", "end", "I", "H"), "i32")
+    types["totals"] = "*fp32"
     types |= {"offsets": "*i64", "lengths": "*i32", "arrived": "*i32", "pixels": "*u8"}
     types |= dict.fromkeys(("old", "new"), "*fp32") if case.way.startswith("steps") else {}
     signature = {
@@ -294,37 +302,6 @@ def _compile(case: Case) -> Any:
     return triton.compile(source, target=target, options=constants["P"].options)
 
 
-def _disassemble(cubin: bytes) -> tuple[str, list[tuple[int, str]]]:
-    """The resource report and the instructions with their addresses."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = [
-            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
-            for option in ("-res-usage", "-sass")
-        ]
-    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", text[1].stdout)
-    return text[0].stdout, [(int(address, 16), code) for address, code in found]
-
-
-def _operation(code: str) -> str:
-    return re.sub(r"^@!?U?P\w+\s+", "", code).split()[0].split(".")[0]
-
-
-def time_loop(instructions: list[tuple[int, str]]) -> list[str]:
-    """The instructions of the longest loop."""
-    loops = [
-        (int(target[1], 16), address)
-        for address, code in instructions
-        if (target := re.search(r"\bBRA\b.*0x([0-9a-f]+)", code)) and int(target[1], 16) < address
-    ]
-    first, last = max(loops, key=lambda loop: loop[1] - loop[0])
-    return [code for address, code in instructions if first <= address <= last]
-
-
 def cost(case: Case) -> dict[str, float]:
     """A kernel's registers and memory, and the instructions of one of its steps, per thread."""
     compiled = _compile(case)
@@ -335,14 +312,14 @@ def cost(case: Case) -> dict[str, float]:
         assert spilled is not None
         assert registers is not None
         return {"registers": int(registers[1]), "spills": int(spilled[1])}
-    report, instructions = _disassemble(compiled.asm["cubin"])
+    report, instructions = disassemble(compiled.asm["cubin"])
     resources = re.search(r"REG:(\d+) STACK:(\d+)", report)
     assert resources is not None
-    everywhere = collections.Counter(_operation(code) for _, code in instructions)
+    everywhere = collections.Counter(operation(code) for _, code in instructions)
     stepwise = case.stepwise
     body = [code for _, code in instructions] if stepwise else time_loop(instructions)
     steps = 1 if stepwise else STEPS_A_TURN
-    loop = collections.Counter(_operation(code) for code in body)
+    loop = collections.Counter(operation(code) for code in body)
     groups = {
         "barriers": ["BAR"],
         "shared_reads": ["LDS", "LDSM"],

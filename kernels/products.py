@@ -10,6 +10,9 @@ from torch import Tensor
 from fastrnn.kernels.contract import Cell
 from fastrnn.kernels.layout import Rows
 
+# Of a layer's gates in the order of dgates: the gradients of the biases [4H], and of w_ih or None.
+Sums = tuple[Tensor, Tensor | None]
+
 
 def tf32() -> bool:
     """Whether torch's switch for recurrent layers allows TF32 in float32 products."""
@@ -40,6 +43,7 @@ def input_and_weight_gradients(
     w_ih: Tensor,
     reverse: bool,
     need_dx: bool,
+    sums: Sums | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The gradients that follow from those of all gates.
 
@@ -48,6 +52,7 @@ def input_and_weight_gradients(
         rows: where the rows of each step lie.
         dgates: [N, 4H], before the activations: i f g o of an LSTM; n r z m of a GRU, so that the
             input's three and the recurrent three are neighbours.
+        sums: what the kernel has summed itself, so that dgates need not be read again for it.
 
     Returns:
         dx [N, I], of shape [0] unless ``need_dx``, and dw_ih, dw_hh, db (LSTM) or dw_ih, dw_hh,
@@ -61,9 +66,10 @@ def input_and_weight_gradients(
         d_input, d_recurrent = dgates[:, : 3 * h], dgates[:, h:]
         in_order, shift = w_ih.roll(h, 0), -h  # n r z, and back to torch's r z n
     dx = product(d_input, in_order) if need_dx else x.new_empty(0)
-    dw_ih = product(d_input.t(), x)
+    db, dw_ih = sums or (dgates.sum(0), None)
+    if dw_ih is None:
+        dw_ih = product(d_input.t(), x)
     dw_hh = product_with_states_before(rows, d_recurrent, h0, y, reverse)
-    db = dgates.sum(0)
     if not shift:
         return dx, (dw_ih, dw_hh, db)
     return dx, (dw_ih.roll(shift, 0), dw_hh, db[: 3 * h].roll(shift), db[h:].clone())

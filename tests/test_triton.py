@@ -86,6 +86,9 @@ def cases() -> Iterator[Case]:
         yield Case(cell, BRAIN, 5, 9, 28, 33, packed=True, reverse=True, sms=3)
         yield Case(cell, BRAIN, 4, 9, 1, 128, bias=False, sms=0)
         yield Case(cell, HALF, 4, 3, 1, 128, scale=100)
+        yield Case(cell, WHOLE, 4, 3, 1, 40, packed=True, reverse=True)
+        yield Case(cell, BRAIN, 5, 9, 1, 50, packed=True, sms=3)
+        yield Case(cell, HALF, 3, 2, 1, 128, reverse=True, bias=False)
         yield from step_cases(cell)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastrnn.kernels.contract import LSTM, Cell
 from fastrnn.kernels.layout import Rows
-from fastrnn.kernels.products import product, tf32
+from fastrnn.kernels.products import Sums, product, tf32
 
 from . import sequence, steps
 from .language import INTERPRETED
@@ -72,6 +72,7 @@ def forward(
 def backward(
     cell: Cell,
     rows: Rows,
+    x: Tensor,
     dy: Tensor,
     d_final: Sequence[Tensor],
     states: Sequence[Tensor],
@@ -80,16 +81,19 @@ def backward(
     saved: Sequence[Tensor],
     dgates: Tensor,
     reverse: bool,
-) -> tuple[Tensor, ...]:
-    """Fills dgates [N, 4H] and returns the gradients of the initial states.
+) -> tuple[tuple[Tensor, ...], Sums | None]:
+    """Fills dgates [N, 4H], before the activations: i f g o of an LSTM; n r z m of a GRU.
 
-    dgates are those before the activations: i f g o of an LSTM; n r z m of a GRU. The other
-    arguments are those of :class:`~fastrnn.kernels.contract.KernelModule`; B is positive.
+    The other arguments are those of :class:`~fastrnn.kernels.contract.KernelModule`; B is positive.
+
+    Returns:
+        The gradients of the initial states, and the sums of
+        :func:`~fastrnn.kernels.products.input_and_weight_gradients` if the kernel made them.
     """
     run = _sequence_backward if _on_chip(rows, states[0]) else _steps_backward
     # What a step needs of the step before it: an LSTM its cell state, a GRU its h.
     initial, before = (states[1], saved[1]) if cell is LSTM else (states[0], y)
-    return run(cell, rows, dy, d_final, w_hh, initial, before, saved[0], dgates, reverse)
+    return run(cell, rows, x, dy, d_final, w_hh, initial, before, saved[0], dgates, reverse)
 
 
 def _on_chip(rows: Rows, h: Tensor) -> bool:
@@ -129,18 +133,27 @@ def _sequence_forward(
 
 
 def _sequence_backward(
-    cell: Cell, rows: Rows, dy: Tensor, d_final: Sequence[Tensor], w_hh: Tensor, initial: Tensor,
-    before: Tensor, gates: Tensor, dgates: Tensor, reverse: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    cell: Cell, rows: Rows, x: Tensor, dy: Tensor, d_final: Sequence[Tensor], w_hh: Tensor,
+    initial: Tensor, before: Tensor, gates: Tensor, dgates: Tensor, reverse: bool,
+) -> tuple[tuple[Tensor, ...], Sums | None]:  # fmt: skip
     d_states = tuple(torch.empty_like(d) for d in d_final)
-    plan = _plan(rows, initial, "backward")
+    plan, hidden_size = _plan(rows, initial, "backward"), initial.shape[1]
+    biases, weights = plan.sums(cell, x.shape[1])
+    count = 4 + (cell.gates if weights else 0)
+    size = (-(-rows.batch // plan.rows), count, hidden_size)
+    totals = dy.new_empty(size, dtype=torch.float32) if biases else None
     launch(
         sequence.backward_kernel, plan, rows.batch, dy.device,
         *word_aligned(dy, *_pair(d_final)), w_hh, *word_aligned(initial, before, gates),
-        dgates, *_pair(d_states), rows.offsets, rows.lengths, rows.steps, rows.batch,
-        initial.shape[1], plan, cell is LSTM, reverse,
+        dgates, *_pair(d_states), x if weights else None, totals,
+        rows.offsets, rows.lengths, rows.steps, rows.batch, 0,
+        hidden_size, plan, cell is LSTM, reverse,
     )  # fmt: skip
-    return d_states
+    if totals is None:
+        return d_states, None
+    db, dw_ih = totals.sum(0).flatten().split([4 * hidden_size, (count - 4) * hidden_size])
+    db = db.to(dy.dtype, copy=weights)  # results are tensors of their own
+    return d_states, (db, dw_ih.to(dy.dtype, copy=True).view(-1, 1) if weights else None)
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -204,9 +217,9 @@ def _steps_forward(
 
 
 def _steps_backward(
-    cell: Cell, rows: Rows, dy: Tensor, d_final: Sequence[Tensor], w_hh: Tensor, initial: Tensor,
-    before: Tensor, gates: Tensor, dgates: Tensor, reverse: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    cell: Cell, rows: Rows, x: Tensor, dy: Tensor, d_final: Sequence[Tensor], w_hh: Tensor,
+    initial: Tensor, before: Tensor, gates: Tensor, dgates: Tensor, reverse: bool,
+) -> tuple[tuple[Tensor, ...], None]:  # fmt: skip
     hidden_size = initial.shape[1]
     old, new = _buffers(rows, d_final[-1], torch.empty_like(d_final[-1]))
     dh_n = d_final[0] if cell is LSTM else None
@@ -220,5 +233,5 @@ def _steps_backward(
     recurrent = dgates[:, (4 - cell.gates) * hidden_size :]
     by_product = product(rows.first(recurrent, reverse), w_hh)
     if cell is LSTM:
-        return by_product, new.to(d_final[1].dtype)
-    return ((new + by_product).to(d_final[0].dtype),)
+        return (by_product, new.to(d_final[1].dtype)), None
+    return ((new + by_product).to(d_final[0].dtype),), None

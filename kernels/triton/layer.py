@@ -59,8 +59,12 @@ def backward(
     rows = Rows.of(x, h0.shape[0], batch_sizes)
     dgates = torch.empty_like(saved[0])
     if rows.batch == 0:
-        d_states = tuple(d.clone() for d in d_final)
+        d_states, sums = tuple(d.clone() for d in d_final), None
     else:
-        d_states = launch.backward(cell, rows, dy, d_final, states, w_hh, y, saved, dgates, reverse)
-    dx, d_weights = input_and_weight_gradients(cell, rows, dgates, x, h0, y, w_ih, reverse, need_dx)
+        d_states, sums = launch.backward(
+            cell, rows, x, dy, d_final, states, w_hh, y, saved, dgates, reverse
+        )
+    dx, d_weights = input_and_weight_gradients(
+        cell, rows, dgates, x, h0, y, w_ih, reverse, need_dx, sums
+    )
     return dx, d_states if need_d_states else (), d_weights

@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastrnn.kernels.contract import Cell
+
 from .language import INTERPRETED, gl
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -96,6 +98,16 @@ class Plan:
     def narrow(self, input_size: int) -> bool:
         """Whether a step projects an input of this size itself; its weights take registers."""
         return input_size <= (4 if self.units <= 64 else 2)
+
+    def sums(self, cell: Cell, input_size: int) -> tuple[bool, bool]:
+        """Whether backward sums the gradients of the biases itself, and those of W_ih.
+
+        Each saves a pass over the gates' gradients after the kernel, and takes registers. Next to
+        an LSTM's weights of 128 units there are none. Up to 32 units, a step is so short that the
+        instructions may cost as much as the passes: an estimate could not tell.
+        """
+        biases = self.free and (self.units == 64 or (self.units == 128 and cell.gates == 3))
+        return biases, biases and input_size == 1
 
     @property
     def slope(self) -> float:

@@ -37,6 +37,7 @@ from .rows import (
     time,
     unit_mask,
 )
+from .sums import add_to_sums, store_sums, zero_sums
 
 # --- forward --------------------------------------------------------------------------------------
 
@@ -181,24 +182,27 @@ def _load_saved(
     source, r, r_before, t, t_before, real, length,
     H: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
-    """What the backward step at time t, row r, reads: gates, dy, and c (LSTM) or h before it."""
-    gates, dy, states, initial, at_gates, at = source
+    """What the backward step at time t, row r, reads: gates, dy, c (LSTM) or h before it; x."""
+    gates, dy, states, initial, at_gates, at, x = source
     mask = prefetch_mask(t, length[1], BACKWARDS) & real[1]
     inside = prefetch_mask(t_before, length[1], BACKWARDS)
     before = gl.where(inside, states + r_before * H, initial)
-    return load_all(gates + r * (4 * H) + at_gates, mask, 4, H, P) + (
+    saved = load_all(gates + r * (4 * H) + at_gates, mask, 4, H, P) + (
         load(dy + r * H + at, mask, H, P),
         # An LSTM's c before time t is c' of the next turn, also where a sequence ends before t.
         load(before + at, (real[1] & (length[1] > 0)) if LSTM else mask, H, P),
     )
+    if x is not None:
+        saved = saved + load_input(x, r, t, real, length, 4, 1, H, P, BACKWARDS)
+    return saved
 
 
 @gluon.jit
 def _factors(saved, after, E: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr):
     """The part of a backward step that does not wait for the step taken before it.
 
-    `after` is (c',) of this step, or () for a GRU. Returns the cell's factors and dy, and `after`
-    of the next step.
+    `after` is (c',) of this step, or () for a GRU. Returns the cell's factors, dy, (x,) or (), and
+    `after` of the next step.
     """
     gates = ()
     for k in gl.static_range(4):
@@ -209,7 +213,8 @@ def _factors(saved, after, E: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr)
         after = (before,)
     else:
         factors = gru.factors(gates, before)
-    return (factors, from_memory(saved[4], E, P)), after
+    x = (saved[6].to(gl.float32),) if len(saved) > 6 else ()
+    return (factors, from_memory(saved[4], E, P), x), after
 
 
 @gluon.jit
@@ -227,11 +232,15 @@ def _products(w, shared, operands, P: tl.constexpr):
 
 @gluon.jit
 def _backward_step(
-    k, d_states, w, shared, dgates, at_gates, r, t, real, length, lengths,
+    k, d_states, sums, w, shared, target, r, t, real, length, lengths,
     H: tl.constexpr, P: tl.constexpr, LSTM: tl.constexpr,
 ):  # fmt: skip
-    """One step back from time t, row r, with k from `_factors`. Returns the new d_states."""
-    factors, dy = k
+    """One step back from time t, row r, with k from `_factors`.
+
+    Returns the new d_states and sums; `sums` may be ().
+    """
+    factors, dy, x = k
+    dgates, at_gates = target
     if LSTM:
         d, new = lstm.gate_gradients(factors, dy, d_states)
     else:
@@ -245,13 +254,15 @@ def _backward_step(
             operands = operands + (shared[g].load(P.operand),)
     store(dgates + r * (4 * H), at_gates, d, mask, H, P)
     parts = _products(w, shared, operands, P)
+    if len(sums) > 0:
+        sums = add_to_sums(sums, d, x, t, length, lengths)
     rest = parts[2] + parts[3] if LSTM else parts[2]
     product = total(parts[0] + parts[1] + rest, P)
     if LSTM:
         new = lstm.state_gradients(factors, new, product)
     else:
         new = gru.state_gradients(factors, new, product)
-    return select_running(new, d_states, t, length, lengths)
+    return select_running(new, d_states, t, length, lengths), sums
 
 
 @kernel
@@ -266,10 +277,13 @@ def backward_kernel(
     dgates,  # [N, 4H]: written: di df dg do, or dn dr dz dm, with the recurrent three last
     dh0,  # [B, H]: written
     dc0,  # [B, H]: written; GRU: None
+    x,  # [N, 1]; None if the gradient of W_ih is not summed here
+    totals,  # float32 [programs, 4 or 4 + G, H]: written, see `sums`; None if nothing is summed
     offsets,  # int64 [T + 10] or None, see fastrnn.kernels.layout.Rows
     lengths,  # int32 [B] or None
     T,
     B,
+    skew,  # 0, see inputs.input_offsets
     H: tl.constexpr,
     P: tl.constexpr,
     LSTM: tl.constexpr,
@@ -305,6 +319,11 @@ def backward_kernel(
     mask = real[1] & (length[1] > 0)
     d_states = load_states(dh_n, dc_n, first * H, at, mask, E, H, P)
     initial += first * H
+    if x is not None:
+        x += input_offsets(skew, GATES, 1, H, P)
+    sums = ()
+    if totals is not None:
+        sums = zero_sums(4 if x is None else 4 + GATES, P)
     shared0 = shared_buffers(GATES, E, P)
     shared1 = shared_buffers(GATES, E, P)
 
@@ -316,7 +335,8 @@ def backward_kernel(
     r2 = row(offsets, first, t2, B)
     r3 = row(offsets, first, time(3, steps, BACKWARDS), B)
     r4 = row(offsets, first, time(4, steps, BACKWARDS), B)
-    source = (gates, dy, states, initial, at_gates, at)
+    target = (dgates, at_gates)
+    source = (gates, dy, states, initial, at_gates, at, x)
     after = ()
     if LSTM:
         c = load(states + r0 * H + at, prefetch_mask(t0, length[1], BACKWARDS) & real[1], H, P)
@@ -342,8 +362,8 @@ def backward_kernel(
         if TOGETHER:
             s1 = _load_saved(source, r3, r4, t3, t4, real, length, H, P, LSTM, BACKWARDS)
         t = time(step, steps, BACKWARDS)
-        d_states = _backward_step(
-            k0, d_states, w, shared0, dgates, at_gates, r0, t, real, length, lengths, H, P, LSTM
+        d_states, sums = _backward_step(
+            k0, d_states, sums, w, shared0, target, r0, t, real, length, lengths, H, P, LSTM
         )
         if not TOGETHER:
             k1, after = _factors(s1, after, E, P, LSTM)
@@ -352,8 +372,8 @@ def backward_kernel(
             else:
                 s0 = _load_saved(source, r2, r3, t2, t3, real, length, H, P, LSTM, BACKWARDS)
         t = time(step + 1, steps, BACKWARDS)
-        d_states = _backward_step(
-            k1, d_states, w, shared1, dgates, at_gates, r1, t, real, length, lengths, H, P, LSTM
+        d_states, sums = _backward_step(
+            k1, d_states, sums, w, shared1, target, r1, t, real, length, lengths, H, P, LSTM
         )
         if PREFETCH:
             prefetch(lines, step < limit)
@@ -366,7 +386,9 @@ def backward_kernel(
     if steps % 2 == 1:
         k, after = _factors(s0, after, E, P, LSTM)
         t = time(steps - 1, steps, BACKWARDS)
-        d_states = _backward_step(
-            k, d_states, w, shared0, dgates, at_gates, r0, t, real, length, lengths, H, P, LSTM
+        d_states, sums = _backward_step(
+            k, d_states, sums, w, shared0, target, r0, t, real, length, lengths, H, P, LSTM
         )
     store_states(dh0, dc0, first * H, at, d_states, mask, H, P)
+    if totals is not None:
+        store_sums(totals, sums, length, H, P)
