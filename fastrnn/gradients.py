@@ -1,4 +1,4 @@
-"""The ops' autograd formulas, and the forward pass in differentiable steps for all else."""
+"""The ops' autograd formulas, and a differentiable forward pass for what those do not cover."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def setup_context_of(cell: Cell) -> Callable[..., None]:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.reverse, ctx.save, ctx.backend, ctx.batch_first = inputs
         y, saved = output[0], output[1 + cell.states :]
-        ctx.set_materialize_grads(False)  # zeros for gates and cells would be large
+        ctx.set_materialize_grads(False)  # gradients of gates and cells would be large zeros
         ctx.mark_non_differentiable(*saved)
         ctx.changes = None
-        if ctx.save and type(y) is not Tensor:  # it stands for one while a graph is traced
+        if ctx.save and type(y) is not Tensor:  # a stand-in while a graph is traced
             y = y.clone()
         elif ctx.save:
             ctx.changes = InPlaceChanges(y)
@@ -36,6 +36,8 @@ def setup_context_of(cell: Cell) -> Callable[..., None]:
 
 
 Runner = Callable[..., tuple[Any, ...]]  # takes the arguments of an op and returns its results
+# The gradients of what each op takes last: batch_sizes, reverse, save, backend, batch_first.
+NO_GRADIENTS = (None,) * 5
 
 
 def ops_of(cell: Cell) -> tuple[Runner, Runner]:
@@ -51,15 +53,15 @@ def formula_of(
 
     Args:
         cell: whose op.
-        kernels: takes the tensors that were saved and the gradients, and returns the kernels of
-            the two ops if they can be called in place of the ops. They also take None for gradients
-            that are zeros, and need_d_states: without it, those of the states may be None.
+        kernels: takes the saved tensors and the gradients, and returns the kernels of the two ops
+            if they can be called in place of the ops. Unlike the ops, the kernels accept None for
+            gradients that are zeros, and take need_d_states: if it is False, the gradients of the
+            states may be None.
     """
-    n = 1 + cell.states  # x and the states; behind them w_ih, w_hh, b_ih, b_hh
-    none = (None,) * 5  # batch_sizes, reverse, save, backend, batch_first
+    n = 1 + cell.states  # x and the states; after them come w_ih, w_hh, b_ih, b_hh
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        everything = ctx.saved_tensors  # once: to unpack them may cost a recomputation
+        everything = ctx.saved_tensors  # read once: unpacking them may cost a recomputation
         *tensors, batch_sizes, y = everything[: n + 6]
         saved = everything[n + 6 :]
         x, *states = tensors[:n]
@@ -73,7 +75,7 @@ def formula_of(
             ]
         if create_graph:
             results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *d_final])
-            return (*results, *none)
+            return (*results, *NO_GRADIENTS)
         run, run_backward = direct or ops_of(cell)
         only = {} if direct is None else {"need_d_states": any(ctx.needs_input_grad[1:n])}
         tail = (batch_sizes, ctx.reverse)
@@ -81,19 +83,29 @@ def formula_of(
             y, *rest = run(*tensors, *tail, True, ctx.backend, ctx.batch_first)
             saved = rest[cell.states :]
         w_ih, w_hh, b_ih, _ = tensors[n:]
+        need_dx = ctx.needs_input_grad[0]
         dx, *d_inputs = run_backward(
-            dy, *d_final, x, *states, w_ih, w_hh, y, *saved, *tail, ctx.needs_input_grad[0],
+            dy, *d_final, x, *states, w_ih, w_hh, y, *saved, *tail, need_dx,
             ctx.backend, ctx.batch_first, **only,
         )  # fmt: skip
-        if cell.bias_gradients == 1:
-            # Both biases have the same gradient, but in memory of their own: users scale them.
-            d_inputs.append(d_inputs[-1].clone())
-        if b_ih is None:
-            d_inputs = d_inputs[:-2]
-        no_bias = () if b_ih is not None else (None, None)
-        return (dx if ctx.needs_input_grad[0] else None, *d_inputs, *no_bias, *none)
+        d_others, db = d_inputs[: -cell.bias_gradients], d_inputs[-cell.bias_gradients :]
+        d_biases = of_biases(db, given=b_ih is not None)
+        return (dx if need_dx else None, *d_others, *d_biases, *NO_GRADIENTS)
 
     return backward
+
+
+def of_biases(db: Sequence[Tensor], *, given: bool) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of b_ih and b_hh.
+
+    Args:
+        db: what a kernel returns: one gradient for both biases, or one for each.
+        given: whether the layer has biases.
+    """
+    if not given:
+        return None, None
+    # If it is the same for both, the second is a copy: users scale gradients in place.
+    return db[0], db[1] if len(db) == 2 else db[0].clone()
 
 
 def _differentiable_gradients(
@@ -103,7 +115,7 @@ def _differentiable_gradients(
     batch_sizes: Tensor | None,
     grads: list[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients through the reference's arithmetic, which autograd follows to any order."""
+    """Gradients through the reference's arithmetic, which autograd can differentiate again."""
     outputs = differentiable(cell)(*tensors, batch_sizes, ctx.reverse, ctx.batch_first)
     return gradients_by_autograd(ctx, tensors, outputs, grads, create_graph=True)
 
@@ -115,13 +127,13 @@ def gradients_by_autograd(
     grads: Sequence[Tensor | None],
     create_graph: bool,
 ) -> list[Tensor | None]:
-    """The gradients of an op's tensors, through outputs that autograd can follow back to them.
+    """The gradients of an op's tensors, by autograd from outputs that were computed from them.
 
     Args:
-        ctx: of the op's backward pass; it says which gradients are wanted.
-        tensors: the op's first inputs.
+        ctx: the context of the op's backward pass, which says which gradients are wanted.
+        tensors: the op's tensor inputs.
         outputs: computed from them.
-        grads: of the outputs; None stands for zeros.
+        grads: gradients of the outputs; None stands for zeros.
         create_graph: whether the gradients must themselves have gradients.
     """
     wanted = {i: t for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]}

@@ -1,7 +1,7 @@
 """Projected LSTM layers (``proj_size``), except in inference on CPUs (:mod:`fastrnn.inference`).
 
-:func:`trained` is for training in eager mode on CPUs, whose kernels have projections. All else runs
-as layers without one, see :func:`projected`.
+:func:`trained` is for training in eager mode on CPUs, whose kernels support projections. All other
+calls run an equivalent layer without a projection, see :func:`projected`.
 
 A projected layer's h_t is ``W_hr m_t`` with ``m_t = o_t * tanh(c_t)``, and m_t is what a layer
 without a projection calls h_t. Its recurrent product ``W_hh h_t`` equals ``(W_hh W_hr) m_t``. So an
@@ -21,19 +21,16 @@ from torch.nn.functional import linear, pad
 
 from fastrnn import choice, eager, layer_ops
 from fastrnn._compat import transforms_active
-from fastrnn.gradients import gradients_by_autograd, setup_context_of
+from fastrnn.gradients import NO_GRADIENTS, gradients_by_autograd, of_biases, setup_context_of
 from fastrnn.kernels.contract import LSTM
 from fastrnn.kernels.layout import Rows
 
 
 def projected(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """An op for projected layers, made from fastrnn::lstm or a function with its arguments.
+    """A function that runs projected layers by fastrnn::lstm or a function with its arguments.
 
-    The result takes w_hr [P, H] after the biases, and h0 and h_n are [B, P] or [1, B, P]. It
-    returns y, h_n and c_n.
-
-    Raises:
-        RuntimeError: h0, c0, w_hh and w_hr do not fit together.
+    It takes w_hr [P, H] after the biases; h0 and h_n are [B, P] or [1, B, P]. It returns y, h_n and
+    c_n, and raises RuntimeError if h0, c0, w_hh and w_hr do not fit together.
     """
 
     def layer(
@@ -79,7 +76,7 @@ def _check(h0: Tensor, c0: Tensor, w_hh: Tensor, w_hr: Tensor) -> None:
 
 
 def _is_zero(h0: Tensor) -> bool:
-    """Whether h_0 is known to add nothing; on a GPU, to ask would be to wait."""
+    """Whether h_0 is known to add nothing. On a GPU, finding out would mean waiting for it."""
     unknown = (
         not h0.is_cpu
         or h0.requires_grad
@@ -109,14 +106,14 @@ def _in_first_step(
     return pad(h0.reshape(1, batch, size), (0, 0, 0, 0, *steps))
 
 
-# ---- training, on kernels of its own
+# ---- training on kernels that support projections
 
 
 class _Trained(torch.autograd.Function):
     """A projected layer with autograd, but without the dispatcher; see :mod:`fastrnn.eager`.
 
-    The gradients of the gradients, and whatever else the kernels cannot do, are those of the layer
-    without a projection that computes the same.
+    Gradients of the gradients, and whatever else the kernels cannot do, come from the equivalent
+    layer without a projection.
     """
 
     @staticmethod
@@ -152,18 +149,16 @@ class _Trained(torch.autograd.Function):
                 batch_sizes, ctx.reverse, ctx.batch_first, need_dx, need_d_states, projected=True,
             )  # fmt: skip
         if results is None:
-            return (*_gradients(ctx, tensors, batch_sizes, grads[:3]), *_NO_GRADIENTS)
+            return (*_gradients(ctx, tensors, batch_sizes, grads[:3]), *NO_GRADIENTS)
         dx = results.pop() if need_dx else None
         *others, db, dw_hr = results
-        # Both biases have the same gradient, but in memory of their own: users scale them.
-        biases = (None, None) if b_ih is None else (db, db.clone())
-        return (dx, *others, *biases, dw_hr, *_NO_GRADIENTS)
+        d_biases = of_biases([db], given=b_ih is not None)
+        return (dx, *others, *d_biases, dw_hr, *NO_GRADIENTS)
 
 
-_NO_GRADIENTS = (None,) * 5  # of batch_sizes, reverse, save, backend, batch_first
 _setup_context = setup_context_of(LSTM)
-# Takes the arguments of what projected() returns, and returns y, h_n, c_n and what backward needs.
-# For calls of one of the backends for CPUs that are direct and save, with plain tensors.
+# Takes the arguments of the function that projected() returns, and returns y, h_n, c_n and what
+# backward needs. For calls on a CPU backend that are direct and save, with plain tensors.
 trained: Callable[..., tuple[Tensor, ...]] = _Trained.apply
 
 
