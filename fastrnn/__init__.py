@@ -1,6 +1,6 @@
 """fastrnn: torch.nn.LSTM and torch.nn.GRU, faster, by a one-word swap."""
 
-from fastrnn import _signals as _signals  # first: what follows takes seconds
+from fastrnn import _signals as _signals  # first, because the imports below take seconds
 from fastrnn import measured as _measured
 from fastrnn.backends import backend, empty_cache, fastrnn_version
 from fastrnn.conversion import convert, revert
@@ -37,6 +37,6 @@ _measured.measure_class = _measure
 
 
 def __getattr__(name: str) -> str:
-    if name == "__version__":  # reading it takes longer than anything else here
+    if name == "__version__":  # read on demand: it takes longer than anything else here
         return fastrnn_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

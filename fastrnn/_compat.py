@@ -20,7 +20,7 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 _Module = TypeVar("_Module", bound=nn.Module)
 
 # Attributes of torch.nn.RNNBase that fastrnn.nn reads or overrides, so that parameters, flattening
-# and parametrisations behave exactly as in torch.nn. If one goes: collect the weights by name
+# and parametrisations behave exactly as in torch.nn. If one is removed: collect the weights by name
 # ("weight_ih_l0", ...), as RNNBase.all_weights does.
 RNN_BASE_NAMES = (
     "_flat_weights",  # the weights in the order that functional.lstm takes
@@ -35,17 +35,17 @@ def constant_in_graphs(function: _Function) -> _Function:
     """Makes torch.compile evaluate a function while it traces, and keep the result.
 
     The public torch.compiler.assume_constant_result does the same, but it imports Dynamo, which
-    takes a second. If _dynamo_marked_constant goes: use the public function.
+    takes a second. If _dynamo_marked_constant is removed: use the public function.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def not_compiled(function: _Function) -> _Function:
-    """Makes torch.compile leave a function, and what it calls, alone when they run eagerly.
+    """Makes torch.compile ignore a function, and all that it calls, when they run eagerly.
 
     The public torch.compiler.disable does the same, but it imports Dynamo, and costs a microsecond
-    a call. If set_code_exec_strategy goes: use the public function.
+    a call. If set_code_exec_strategy is removed: use the public function.
     """
     frames = torch._C._dynamo.eval_frame
     skip = frames._FrameAction.SKIP
@@ -59,7 +59,7 @@ def transforms_active() -> bool:
     """Whether a functorch transform or a level of forward-mode differentiation is active.
 
     torch has no public test, and this one takes a fifth of a microsecond. If one of the two names
-    goes: call :func:`is_transformed` for each call.
+    is removed: call :func:`is_transformed` for each call.
     """
     functorch = torch._C._functorch.peek_interpreter_stack() is not None
     return functorch or forward_ad._current_level >= 0
@@ -73,8 +73,8 @@ def calls_are_intercepted() -> bool:
 def has_dispatch_mode() -> bool:
     """Whether a torch_dispatch mode sees each call.
 
-    torch has no public test. If _len_torch_dispatch_stack goes: return True, and layers run one by
-    one.
+    torch has no public test. If _len_torch_dispatch_stack is removed: return True, and layers run
+    one by one.
     """
     return torch._C._len_torch_dispatch_stack() > 0
 
@@ -82,23 +82,24 @@ def has_dispatch_mode() -> bool:
 def is_batched_gradient(tensor: Tensor) -> bool:
     """Whether a gradient is one of torch.autograd.grad's with is_grads_batched.
 
-    Those are tensors of a vmap that is older than functorch and has no public test. If
-    is_legacy_batchedtensor goes: return True, and backward passes go through the dispatcher.
+    Such a gradient belongs to an older vmap than functorch's, which has no public test. If
+    is_legacy_batchedtensor is removed: return True, and backward passes go through the dispatcher.
     """
     return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
-# Whether torch.jit.trace runs. The public torch.jit.is_tracing takes two more functions in Python,
-# which a call of a single step notices. If _is_tracing goes: use the public function.
+# Whether torch.jit.trace is running. The public torch.jit.is_tracing goes through two more Python
+# functions, which is noticeable in a call of a single step. If _is_tracing is removed: use the
+# public function.
 is_tracing: Callable[[], bool] = torch._C._is_tracing
 
 
 def is_undisturbed() -> bool:
     """Whether no trace, transform, forward-mode level, torch_dispatch mode or autocast is active.
 
-    It is one question because even the shortest calls ask it. The public test for autocast takes
-    one device's name; if _is_any_autocast_enabled goes: ask torch.is_autocast_enabled for CPU and
-    CUDA. For the other names see the functions above.
+    All are tested at once because even the shortest calls need the answer. The public test for
+    autocast takes one device's name; if _is_any_autocast_enabled is removed: call
+    torch.is_autocast_enabled for CPU and CUDA. For the other names see the functions above.
     """
     return not (
         torch._C._is_tracing()
@@ -119,18 +120,18 @@ def composite(operator: str) -> Callable[..., Any]:
     """Torch's own implementation of an aten operator, such as ``lstm.input``, for all devices.
 
     OpOverload.decompose() calls the decomposition in Python if there is one, which takes tens of
-    microseconds more. If _op_dk goes: call decompose().
+    microseconds more. If _op_dk is removed: call decompose().
     """
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return functools.partial(_overload(operator)._op_dk, key)
 
 
 def traceable(operator: str) -> Callable[..., Any]:
-    """What torch does for an aten operator in calls that something looks into.
+    """What torch does for an aten operator in calls that something inspects.
 
     While torch.export and torch.compile trace, Python's dispatcher is active, and torch then uses
-    the operator's decomposition in Python. If _dispatch_tls_is_dispatch_key_included goes: always
-    call decompose().
+    the operator's decomposition in Python. If _dispatch_tls_is_dispatch_key_included is removed:
+    always call decompose().
     """
     found, eager = _overload(operator), composite(operator)
     key = torch._C.DispatchKey.PythonDispatcher
@@ -146,8 +147,8 @@ def traceable(operator: str) -> Callable[..., Any]:
 def forget_dispatch(operator: str) -> None:
     """Makes Python's dispatcher look up an aten operator's kernels anew.
 
-    torch.compile and torch.export use that dispatcher, which remembers what it found for a key. If
-    _dispatch_cache goes: rely on torch's own invalidation.
+    torch.compile and torch.export use that dispatcher, which caches what it found for a key. If
+    _dispatch_cache is removed: rely on torch's own invalidation.
     """
     _overload(operator)._dispatch_cache.clear()
 
@@ -155,8 +156,8 @@ def forget_dispatch(operator: str) -> None:
 def has_kernel(operator: str, key: str) -> bool:
     """Whether an aten operator has a kernel of its own for a dispatch key.
 
-    torch has no public test. If _dispatch_has_kernel_for_dispatch_key goes: return False, and the
-    last to replace an operator wins.
+    torch has no public test. If _dispatch_has_kernel_for_dispatch_key is removed: return False, and
+    whoever replaces an operator last wins.
     """
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{operator}", key)
 
@@ -164,8 +165,8 @@ def has_kernel(operator: str, key: str) -> bool:
 def layer_function(name: str) -> Callable[..., Any]:
     """What torch.nn's modules call in eager mode: ``lstm`` or ``gru``.
 
-    They look it up in torch._VF, which takes it from torch._C._VariableFunctions. If that goes: use
-    torch.lstm and torch.gru, which are the same.
+    They look it up in torch._VF, which takes it from torch._C._VariableFunctions. If that is
+    removed: use torch.lstm and torch.gru, which are the same.
     """
     return getattr(torch._C._VariableFunctions, name)
 
@@ -173,12 +174,13 @@ def layer_function(name: str) -> Callable[..., Any]:
 def replace_layer_function(name: str, function: Callable[..., Any]) -> None:
     """Makes torch.nn's modules call something else in eager mode.
 
-    torch.jit.script knows torch's function by its identity, and so has to be told. If torch._VF or
-    the table of builtins goes: leave it be, and the operators' kernels see these calls, too.
+    torch.jit.script recognises torch's function by its identity, so the new one is added to its
+    table of builtins. If torch._VF or that table is removed: do nothing, and the operators' kernels
+    see these calls too.
 
     Args:
         name: see :func:`layer_function`.
-        function: what they call, which must live as long as the process.
+        function: what they call; it must live as long as the process.
     """
     setattr(torch._VF, name, function)
     if (function, f"aten::{name}") not in jit_builtins._builtin_ops:
@@ -193,7 +195,7 @@ def restore_layer_function(name: str) -> None:
 
 
 def layer_function_is_replaced(name: str) -> bool:
-    """Whether torch.nn's modules call something else than torch's function in eager mode."""
+    """Whether torch.nn's modules call something other than torch's function in eager mode."""
     return name in vars(torch._VF)
 
 
@@ -201,7 +203,7 @@ def remove_kernels(library: torch.library.Library) -> None:
     """Removes the kernels that a library holds.
 
     torch removes them when the library object dies, which a reference elsewhere would delay. If
-    _destroy goes: rely on that.
+    _destroy is removed: rely on that.
     """
     library._destroy()
 
@@ -209,18 +211,18 @@ def remove_kernels(library: torch.library.Library) -> None:
 def extension_path() -> str:
     """The file of torch's extension module, which depends on libtorch_cpu.
 
-    If torch._C goes: look for libtorch_cpu in the folder lib beside torch/__init__.py.
+    If torch._C is removed: look for libtorch_cpu in the folder lib beside torch/__init__.py.
     """
     return torch._C.__file__
 
 
 def is_transformed(tensors: Sequence[Tensor]) -> bool:
-    """Whether a functorch transform or forward-mode differentiation follows one of the tensors.
+    """Whether a functorch transform or forward-mode differentiation tracks one of the tensors.
 
-    functorch has no public test for its tensors. If is_functorch_wrapped_tensor goes: register a
-    vmap rule for the ops instead. The public forward_ad.unpack_dual costs microseconds per tensor,
-    so forward_ad._current_level is read first: it is negative outside of forward mode. If that
-    goes: call unpack_dual on every tensor.
+    functorch has no public test for its tensors. If is_functorch_wrapped_tensor is removed:
+    register a vmap rule for the ops instead. The public forward_ad.unpack_dual costs microseconds
+    per tensor, so forward_ad._current_level is read first: it is negative outside of forward mode.
+    If that is removed: call unpack_dual on every tensor.
     """
     if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
         return True
@@ -232,7 +234,8 @@ def is_transformed(tensors: Sequence[Tensor]) -> bool:
 def multiplies_bfloat16_in_pairs() -> bool:
     """Whether this processor has AVX512-BF16; False where torch cannot say.
 
-    torch has no public test. If _is_avx512_bf16_supported goes: read the flags in /proc/cpuinfo.
+    torch has no public test. If _is_avx512_bf16_supported is removed: read the flags in
+    /proc/cpuinfo.
     """
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return supported is not None and supported()
@@ -248,10 +251,10 @@ def uses_512_bit_vectors() -> bool:
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """A module's own parameters by name; those that are parametrised or pruned are not among them.
+    """A module's own parameters by name, without those that are parametrised or pruned.
 
     Module.__getattr__ costs as much per weight as a small step, so Module._parameters is read
-    instead. If that goes: use getattr.
+    instead. If that is removed: use getattr.
     """
     return module._parameters
 
@@ -259,7 +262,8 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether a call of a module runs forward hooks: its own, or those of all modules.
 
-    torch has no public test. If one of these names goes: return True, and modules are called.
+    torch has no public test. If one of these names is removed: return True, so that modules are
+    always called.
     """
     every = nn.modules.module
     return bool(
@@ -271,10 +275,10 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 
 def variant(module: _Module, **attributes: object) -> _Module:
-    """A module that shares everything with another, hooks included, but these attributes.
+    """A module that shares everything with another, including hooks, except these attributes.
 
-    Module.compile() leaves a compiled call of the other module in Module._compiled_call_impl, which
-    is not kept. If that goes: remove whatever takes its place.
+    Module.compile() stores a compiled call of the other module in Module._compiled_call_impl, which
+    is left out here. If that is removed: leave out whatever takes its place.
     """
     new = type(module).__new__(type(module))
     vars(new).update(vars(module), **attributes)
@@ -287,8 +291,8 @@ class InPlaceChanges:
 
     autograd would refuse a saved output that was changed, where torch.nn's GRU allows it. A
     detached tensor shares the version counter, Tensor._version, which torch's notes on autograd
-    describe but which has no public name; a view would keep the graph alive. If _version goes: save
-    the output itself and let autograd refuse.
+    describe but which has no public name; a view would keep the graph alive. If _version is
+    removed: save the output itself and let autograd refuse.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -302,8 +306,8 @@ class InPlaceChanges:
 def versions(tensors: Iterable[Tensor]) -> list[int]:
     """How often the values of each tensor were changed in place.
 
-    Tensor._version has no public name; see :class:`InPlaceChanges`. If it goes: frozen layers must
-    compare their parameters with copies.
+    Tensor._version has no public name; see :class:`InPlaceChanges`. If it is removed: frozen layers
+    must compare their parameters with copies.
     """
     return [tensor._version for tensor in tensors]
 
@@ -311,6 +315,7 @@ def versions(tensors: Iterable[Tensor]) -> list[int]:
 def storage_users(storage: torch.UntypedStorage) -> int:
     """How many tensors use a storage, plus one for the object given.
 
-    torch has no public function. If _storage_Use_Count goes: return 2, and no memory is used again.
+    torch has no public function. If _storage_Use_Count is removed: return 2, and no memory is
+    reused.
     """
     return torch._C._storage_Use_Count(storage._cdata)

@@ -1,6 +1,6 @@
-"""The command ``fastrnn`` ends without a traceback, even if a signal comes while it still imports.
+"""Ends the command ``fastrnn`` without a traceback if a signal arrives during its imports.
 
-Importing the package as a library changes no signal.
+Importing the package as a library changes no signal handler.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The backends, one record each, and which one runs a call, and why.
+"""The backends, one record each, and the choice of the backend that runs a call.
 
-The choice is never to be slower than torch.nn: where its path won a measurement on this machine
-(:mod:`fastrnn.measured`) or, where nothing was measured, a rule says that it wins
-(:mod:`fastrnn.tuning`), it is taken. The environment variable FASTRNN_BACKEND (read when fastrnn is
+The aim is never to be slower than torch.nn. So torch.nn's path runs a call if it won a measurement
+on this machine (:mod:`fastrnn.measured`) or, where nothing was measured, if a rule says that it
+wins (:mod:`fastrnn.tuning`). The environment variable FASTRNN_BACKEND (read when fastrnn is
 imported), or ``with fastrnn.backend(name):``, forces a backend; a call that it does not support
-then raises. Under torch.compile the choice is made when a graph is traced.
+then raises an error. Under torch.compile the choice is made when a graph is traced.
 
 To add a backend, write a module that follows :mod:`fastrnn.kernels.contract` and add a record.
 """
@@ -41,15 +41,16 @@ class Backend:
         name: what ``fastrnn.backend`` takes.
         summary: one line for users.
         where: the devices, for users.
-        module: below fastrnn.kernels, what follows the contract.
+        module: the name, below fastrnn.kernels, of the module that follows the contract.
         devices: torch.device types that it runs on; None for any.
         dtypes: that it computes in; None for any.
         automatic: whether the choice considers it before torch's path.
         transforms: whether forward-mode gradients and functorch transforms pass through it.
-        pixel_loop: below fastrnn.kernels, the module with its loop over pixels; None without one.
+        pixel_loop: the name, below fastrnn.kernels, of the module with its loop over pixels; None
+            without one.
         stacks: whether it has an op for whole stacks of layers; see :mod:`fastrnn.inference`.
         load_error: why it cannot be used on this machine; returns None if it can.
-        facts: more about it, ready for JSON, for :func:`fastrnn.backend_info`.
+        facts: returns more about it for :func:`fastrnn.backend_info`, as values for JSON.
     """
 
     name: str
@@ -99,9 +100,9 @@ def _kernel_module(name: str) -> Any:
 
 
 def _function_of(module: str, name: str) -> Callable[[], Any]:
-    """A function without arguments of a module of fastrnn.kernels, which is loaded on first use.
+    """A function, without arguments, of a module in fastrnn.kernels that is loaded on first use.
 
-    torch.compile evaluates it while it traces.
+    torch.compile evaluates it while tracing.
     """
 
     @_compat.constant_in_graphs
@@ -178,9 +179,9 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 
 def empty_cache() -> None:
-    """Gives memory back that fastrnn keeps for the results of later calls on CPUs.
+    """Frees the memory that fastrnn keeps for the results of later calls on CPUs.
 
-    Without this, at most an eighth of the machine's memory is kept, or 1 GiB if that is more.
+    fastrnn keeps at most an eighth of the machine's memory, or 1 GiB if that is more.
     """
     cpu_pool.clear()
 
@@ -212,7 +213,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def checked_name(name: str, source: str) -> str:
-    """The name, if it is a backend's; ``source`` begins the message.
+    """Returns the name if a backend has it; ``source`` begins the error message otherwise.
 
     Raises:
         ValueError: there is no backend of this name.
@@ -224,7 +225,7 @@ def checked_name(name: str, source: str) -> str:
 
 @_compat.constant_in_graphs
 def forced_backend() -> str | None:
-    """The backend that the context manager forces or, without one, the environment."""
+    """The backend forced by the context manager or, outside of one, by the environment."""
     return _forced.get()
 
 
@@ -232,8 +233,8 @@ def choose(call: Call, measure: bool = False) -> Choice:
     """The backend for a call.
 
     Args:
-        call: to be run.
-        measure: whether it is a call in eager code, which may be measured first.
+        call: the call to run.
+        measure: whether the call may be measured first, as calls in eager code may.
 
     Raises:
         RuntimeError: the forced backend does not support the call.
@@ -292,7 +293,7 @@ def unsupported(name: str, call: Call) -> str | None:
 
 
 def has_kernels(call: Call) -> bool:
-    """Whether kernels of ours run a call on some machine, if not on this one."""
+    """Whether our kernels could run a call on some machine, even if not on this one."""
     return not call.projected and any(
         record.automatic
         and record.unsupported_device(call) is None
@@ -302,7 +303,7 @@ def has_kernels(call: Call) -> bool:
 
 
 def runs_in_one_op(call: Call) -> bool:
-    """Whether a stack of layers shall run in one op, if no backend is forced."""
+    """Whether a stack of layers should run in one op if no backend is forced."""
     return BACKENDS[_choose_freely(call._replace(in_one_op=True), True).backend].stacks
 
 
@@ -322,7 +323,7 @@ def kernels_for(name: str, call: Call) -> KernelModule:
     record = BACKENDS[checked_name(name, "fastrnn op")]
     reason = record.unsupported_dtype(call)
     if reason is None and (elsewhere := record.unsupported_device(call)) is not None:
-        # GPU kernels that are interpreted or emulated take CPU tensors; no GPU can come to harm.
+        # Without a GPU, the tests interpret or emulate GPU kernels, which then take CPU tensors.
         emulated = torch.device(call.device) == _CPU and not torch.cuda.is_available()
         reason = None if emulated else elsewhere
     if reason is not None:
@@ -332,7 +333,7 @@ def kernels_for(name: str, call: Call) -> KernelModule:
 
 def _chosen_kernels(call: Call) -> KernelModule:
     choice = choose(call).backend
-    if choice == TORCH.name and call.training:  # torch keeps to itself what its backward needs
+    if choice == TORCH.name and call.training:  # torch does not hand out what its backward needs
         for record in BACKENDS.values():
             if record.automatic and unsupported(record.name, call) is None:
                 return record.kernels()
@@ -343,11 +344,11 @@ def _chosen_kernels(call: Call) -> KernelModule:
 def pixel_loop(call: Call, layers: int) -> Callable[..., torch.Tensor] | None:
     """The function that reads or draws a whole sequence of pixels; None if there is none.
 
-    That is the ``run`` of a backend's :class:`~fastrnn.kernels.contract.PixelLoop`, with its first
-    argument, the cell, filled in. Without one, the caller steps the model's own layers.
+    This is the ``run`` of a backend's :class:`~fastrnn.kernels.contract.PixelLoop`, with its first
+    argument, the cell, filled in. Without one, the caller steps through the model's own layers.
 
     Args:
-        call: the first layer's; H is that of all layers.
+        call: a call of the first layer; all layers have the same H.
         layers: of the model.
     """
     forced = forced_backend()

@@ -1,4 +1,4 @@
-"""Checks of the ops' arguments: no address of an unfit tensor leaves Python.
+"""Checks of the ops' arguments, so that native code never gets the address of an unfit tensor.
 
 Whatever a traced or exported graph is fed, the worst outcome is an exception.
 """
@@ -17,12 +17,12 @@ _OPTIONAL = ("dy", "b_ih", "b_hh")
 def check_rows(
     op: str, x: Tensor | None, h0: Tensor | None, batch_sizes: Tensor | None, batch_first: bool
 ) -> tuple[int, int]:
-    """N and B.
+    """N and B of a call.
 
     Raises:
-        RuntimeError: x, h0 or batch_sizes have a form that no call has.
+        RuntimeError: x, h0 or batch_sizes have the wrong form, or do not fit together.
     """
-    if x is None or h0 is None:  # which torch lets through for a tensor
+    if x is None or h0 is None:  # torch accepts None where the schema says Tensor
         raise RuntimeError(f"fastrnn::{op}: x or h0 is missing")
     dims = x.dim()
     if h0.dim() not in (2, 3) or (h0.dim() == 3 and h0.shape[0] != 1):
@@ -38,7 +38,7 @@ def check_rows(
         if x.shape[0 if batch_first else 1] != batch:
             form = "[B, T, I]" if batch_first else "[T, B, I]"
             raise RuntimeError(
-                f"fastrnn::{op}: x is {tuple(x.shape)}; expected {form} with B {batch}, as of h0"
+                f"fastrnn::{op}: x is {tuple(x.shape)}; expected {form} with B {batch}, as in h0"
             )
         return x.shape[0] * x.shape[1], batch
     rows = x.shape[0] if dims == 2 else -1
@@ -65,7 +65,7 @@ def _check_batch_sizes(op: str, sizes: Tensor, rows: int, batch: int) -> None:
 def check(
     op: str, x: Tensor, names: Sequence[str], tensors: Sequence[Tensor | None], *shapes: Any
 ) -> None:
-    """Compares shapes, dtypes and devices with what fits x.
+    """Checks that the tensors have these shapes, and the dtype and device of x.
 
     Raises:
         RuntimeError: a tensor does not fit.
@@ -81,7 +81,7 @@ def check(
             wanted = f"{dtype} {tuple(shape)} on {device}".removeprefix("torch.")
             raise RuntimeError(f"fastrnn::{op}: {name} is {_described(tensor)}; expected {wanted}")
         if not tensor.data_ptr() and tensor.numel():
-            raise RuntimeError(f"fastrnn::{op}: {name} has no memory; it was given back")
+            raise RuntimeError(f"fastrnn::{op}: {name} has no memory; it has been freed")
 
 
 def _described(tensor: Tensor) -> str:

@@ -1,7 +1,7 @@
-"""Which backend a call of a layer takes, as it is made: eager, traced, transformed, under autocast.
+"""Which backend a call takes, given how it is made: eager, traced, transformed, under autocast.
 
-:mod:`fastrnn.backends` chooses by device, dtype and sizes; here is what the tensors, and what
-follows the call, add to that.
+:mod:`fastrnn.backends` chooses by device, dtype and sizes. This module also considers the classes
+of the tensors, and whatever traces, transforms or intercepts the call.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from fastrnn._compat import is_tracing
 
 VENDOR = backends.TORCH.name
 _CPU = torch.device("cpu").type
-WHERE_IT_RUNS = ""  # the backend that an op in a graph holds: the choice is made where it runs
+WHERE_IT_RUNS = ""  # an op in a graph names no backend: the choice is made where the graph runs
 _PLAIN = frozenset({Tensor, nn.Parameter})
 _PLAIN_OR_NONE = _PLAIN | {type(None)}
 
 
 def are_plain(tensors: Iterable[object]) -> bool:
-    """Whether all of them are just tensors, not of a class that may handle calls itself."""
+    """Whether all of them are plain tensors, not of a class that may handle calls itself."""
     return _PLAIN.issuperset(map(type, tensors))
 
 
 def are_plain_or_none(values: Iterable[object]) -> bool:
-    """Whether all of them are just tensors, or None."""
+    """Whether all of them are plain tensors, or None."""
     return _PLAIN_OR_NONE.issuperset(map(type, values))
 
 
@@ -48,14 +48,14 @@ def is_ordinary() -> bool:
 
 
 def single_step_needs_choice(input: Tensor, ordinary: bool) -> bool:
-    """Whether a single step that no native op runs needs more than torch's path.
+    """Whether to choose a backend for a single step that no native op runs.
 
-    There are no weights to keep on chip in a single step, and on a CPU the choice would cost more
-    than it could save.
+    Otherwise torch's path runs it: a single step has no weights to keep on chip, and on a CPU
+    choosing would cost more than it could save.
 
     Args:
         input: of the step.
-        ordinary: what :func:`is_ordinary` says.
+        ordinary: the result of :func:`is_ordinary`.
     """
     if ordinary:
         return not input.is_cpu
@@ -69,9 +69,10 @@ def single_step_needs_choice(input: Tensor, ordinary: bool) -> bool:
 
 
 def leaves_projections_to_torch(input: Tensor) -> bool:
-    """Whether layers with a projection are torch's, unless a backend is forced.
+    """Whether torch runs layers with a projection: in graphs and under autocast.
 
-    Graphs hold torch's operator, and under autocast torch's c_n keeps its dtype.
+    Graphs then hold torch's operator, and under autocast c_n keeps its dtype. A forced backend runs
+    the layers itself.
     """
     return backends.forced_backend() is None and (in_graph() or under_autocast(input))
 
@@ -119,22 +120,22 @@ def call_of(
 
 
 def backend_of(call: backends.Call, tensors: tuple[Tensor, ...], leave_open: bool) -> str:
-    """The backend for input, states and weights; torch's for whatever only torch can answer.
+    """The backend for input, states and weights; torch's for whatever only torch can run.
 
-    With ``leave_open``, a graph does not hold the torch layer that this machine would choose where
-    another machine may have better kernels.
+    With ``leave_open``, a graph leaves the choice to the machine on which it runs, even if this
+    machine would choose torch's layer: the other one may have better kernels.
     """
     input = tensors[0]
     special = not torch.compiler.is_compiling() and not are_plain(tensors)
     if special and any(_overrides_functions(type(t)) for t in tensors):
-        return VENDOR  # such a class expects to be asked about torch's functions
+        return VENDOR  # such a class handles torch's own functions only
     if input.layout != torch.strided:
         return VENDOR
     if input.numel() == 0 or any(_differs(t, input) for t in tensors):
         return VENDOR  # torch raises its own error, or returns its own empty result
     traced = in_graph()
     if traced and _onnx_export():
-        return VENDOR  # ONNX has operators for torch's
+        return VENDOR  # ONNX has operators for torch's layers
     choice = backends.choose(call, measure=not traced and not special)
     if not traced or choice.reason == backends.FORCED:
         return choice.backend
@@ -143,7 +144,7 @@ def backend_of(call: backends.Call, tensors: tuple[Tensor, ...], leave_open: boo
 
 
 def is_transformed(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether a transform follows the call; torch.compile cannot ask the tensors themselves."""
+    """Whether a transform tracks the call's tensors; torch.compile cannot inspect them."""
     compiling = torch.compiler.is_compiling()
     return _compat.transforms_active() and (compiling or _compat.is_transformed(tensors))
 
@@ -156,22 +157,22 @@ def _overrides_functions(kind: type[Tensor]) -> bool:
 
 
 def _differs(tensor: Tensor, input: Tensor) -> bool:
-    if input.is_cpu:  # the usual question, answered without making device objects
+    if input.is_cpu:  # the usual case, without creating device objects
         return tensor.dtype != input.dtype or not tensor.is_cpu
     return tensor.dtype != input.dtype or tensor.device != input.device
 
 
 def needs_gradients(tensors: Sequence[Tensor]) -> bool:
-    """Whether autograd follows a call with these tensors."""
+    """Whether autograd tracks a call with these tensors."""
     if not torch.is_grad_enabled():
         return False
-    # Classes that handle torch's functions themselves may not answer. torch.compile follows none.
+    # Classes that handle torch's functions may not answer requires_grad. torch.compile sees none.
     ask_all = torch.compiler.is_compiling()
     return any(t.requires_grad for t in tensors if ask_all or not _overrides_functions(type(t)))
 
 
 def trains(weights: Sequence[object]) -> bool:
-    """Whether gradients are surely asked of weights; if not, :func:`needs_gradients` knows."""
+    """Whether the weights certainly need gradients; if not, ask :func:`needs_gradients`."""
     first = weights[0] if weights else None
     return torch.is_grad_enabled() and type(first) is nn.Parameter and first.requires_grad
 
@@ -179,23 +180,23 @@ def trains(weights: Sequence[object]) -> bool:
 def saves(training: bool, tensors: Sequence[Tensor]) -> bool:
     """Whether the ops keep what backward needs.
 
-    A graph that is exported or traced serves inference unless the module is in training mode; its
-    backward pass, if there ever is one, runs the layers again. torch.jit.trace also traces a second
-    time without gradients, and expects the same graph.
+    An exported or traced graph is taken to be for inference unless the module is in training mode;
+    its backward pass, if there ever is one, runs the layers again. torch.jit.trace also traces a
+    second time without gradients, and expects the same graph.
     """
     if _exported_or_traced():
         return training and any(t.requires_grad for t in tensors)
     return needs_gradients(tensors)
 
 
-@_compat.constant_in_graphs  # torch 2.11's compiler takes both for true without asking
+@_compat.constant_in_graphs  # torch 2.11's compiler assumes that both are true
 def _exported_or_traced() -> bool:
     return torch.compiler.is_exporting() or is_tracing()
 
 
 @_compat.constant_in_graphs
 def _onnx_export() -> bool:
-    # torch.onnx takes long to import, and is there if it is exporting.
+    # torch.onnx takes long to import; if an export is running, it has been imported.
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 

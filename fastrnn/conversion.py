@@ -26,11 +26,11 @@ def convert(model: _Module) -> _Module:
 
     Only the class of each module changes. It stays the same object with the same parameters,
     parametrisations, hooks and training flag, and references to it (from optimisers, lists, shared
-    submodules) stay valid. :func:`revert` is the way back.
+    submodules) stay valid. :func:`revert` undoes it.
 
-    Recurrent modules of other classes are left alone, with a warning: instances of subclasses may
-    have a forward method of their own, and torch.nn.RNN has no counterpart here. The logger
-    ``fastrnn`` reports at level INFO what was changed.
+    Recurrent modules of other classes are left alone, with a warning: a subclass may have its own
+    forward method, and torch.nn.RNN has no counterpart here. The logger ``fastrnn`` reports at
+    level INFO what was changed.
 
     Args:
         model: any module; it may itself be one of the four.
@@ -44,8 +44,8 @@ def convert(model: _Module) -> _Module:
 def revert(model: _Module) -> _Module:
     """Undoes :func:`convert`: makes every layer and cell of fastrnn's torch.nn's, in place.
 
-    It is also the way to give a model to a tool that looks for torch.nn's exact classes. What is
-    kept, what is left alone and what is reported: see :func:`convert`.
+    Use it also before giving a model to a tool that looks for torch.nn's exact classes. See
+    :func:`convert` for what is kept, left alone and reported.
 
     Args:
         model: any module; it may itself be one of the four.
@@ -61,7 +61,7 @@ def _exchange(
 ) -> _Module:
     changed, left = [], []
     for name, module in model.named_modules():
-        # A parametrised module has a class of its own, which extends the one that it had before.
+        # A parametrised module has its own class, which extends the module's original class.
         kind = type(module)
         base = kind.__bases__[0] if parametrize.is_parametrized(module) else kind
         where = f"{name or 'the model itself'} ({kind.__qualname__})"
@@ -75,7 +75,7 @@ def _exchange(
     if left:
         warnings.warn(
             f"fastrnn.{function} left {', '.join(left)} alone: only torch.nn.LSTM, GRU, LSTMCell "
-            "and GRUCell have counterparts, and a subclass may have a forward method of its own",
+            "and GRUCell have counterparts, and a subclass may have its own forward method",
             stacklevel=3,
         )
     return model

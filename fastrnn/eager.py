@@ -1,7 +1,7 @@
 """Training in eager mode, with autograd but without the dispatcher.
 
 torch.library's ops cost some hundred microseconds per training step and layer, most of it for the
-dispatcher and for an autograd formula in Python. A call that nothing looks into needs neither: an
+dispatcher and for an autograd formula in Python. A call that nothing inspects needs neither: an
 autograd.Function with the same formula runs the ops' kernels.
 """
 
@@ -21,11 +21,11 @@ from fastrnn.kernels.contract import CELLS
 
 
 def runs_kernels(saved: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> bool:
-    """Whether a backward pass can run kernels itself, without the dispatcher.
+    """Whether a backward pass can call the kernels directly, without the dispatcher.
 
     Args:
         saved: the tensors that the forward pass kept.
-        grads: of its results.
+        grads: the gradients of its results.
     """
     if not choice.are_plain_or_none((*saved, *grads)) or not choice.is_direct():
         return False

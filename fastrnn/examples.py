@@ -1,4 +1,4 @@
-"""Calls with random numbers that measurements run, and what is right about their results."""
+"""The calls, with random numbers, that measurements run, and the check of their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastrnn.backends import Call
 _MOST_STEPS = 512
 # B * T * H * (H + I) of a call that is timed, on CPUs and elsewhere; longer sequences are cut.
 _MOST_WORK_ON_CPU, _MOST_WORK = 1 << 30, 1 << 34
-_MANY_STEPS = 8  # which are never cut
+_MANY_STEPS = 8  # sequences of up to this many steps are never cut
 _CPU = torch.device("cpu").type
 
 # ||found - wanted|| / ||wanted|| of outputs and states, and of gradients; see docs/correctness.md
@@ -96,7 +96,7 @@ def example_of(call: Call) -> Example:
     lstm = call.cell == "LSTM"
     gates, count = (4 * hidden, 2) if lstm else (3 * hidden, 1)
     batch_sizes, shape = None, (call.steps, batch, call.input_size)
-    if call.packed:  # the first sequence is whole, the others end earlier and earlier
+    if call.packed:  # the first sequence has all steps, each further one has fewer
         lengths = torch.tensor([1 + (call.steps - 1) * (batch - b) // batch for b in range(batch)])
         batch_sizes = (lengths > torch.arange(call.steps).unsqueeze(1)).sum(1)
         shape = (int(lengths.sum()), call.input_size)  # type: ignore[assignment]
@@ -112,7 +112,7 @@ def example_of(call: Call) -> Example:
 
 
 def error_of(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest ||found - wanted|| / ||wanted|| of pairs of tensors; inf if one is no number."""
+    """The largest ||found - wanted|| / ||wanted|| of pairs of tensors; inf if one is NaN."""
     worst = 0.0
     for a, b in zip(found, wanted, strict=True):
         a, b = a.detach().double(), b.detach().double()
@@ -128,7 +128,7 @@ def wrong_numbers(example: Example, found: Any, wanted: Any) -> str | None:
     float64 decides, and torch.nn's own error counts in the backend's favour.
 
     Args:
-        example: that gave these.
+        example: the call.
         found: results and gradients of the backend.
         wanted: those of torch.nn.
     """

@@ -1,6 +1,6 @@
 """How many floating-point operations the ops take, for torch.utils.flop_counter.FlopCounterMode.
 
-Counted as torch.nn's layers are: the matrix products, two operations for each multiplication.
+As for torch.nn's layers, only matrix products count: two operations for each multiplication.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _forward(cell: Cell) -> Any:
 
 
 def _backward(cell: Cell) -> Any:
-    """The gradients of both weights, of h and, if wanted, of x."""
+    """Counts the products for the gradients of both weights, of h and, if wanted, of x."""
     n = cell.states
 
     def count(*args: Any, out_shape: Any = None, **_: Any) -> int:
@@ -53,7 +53,7 @@ def _register(module: ModuleType) -> None:
 
 
 class _WhenImported(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers the formulas when the counter is imported, which takes a third of a second."""
+    """Registers the formulas once the counter is imported; importing it takes 0.3 s."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,7 +1,7 @@
 """``freeze()``: LSTM and GRU layers for deployment on CPUs, whose weights are packed once.
 
-A call of an ordinary layer packs its weights, because they may have changed since the last one. A
-frozen layer keeps them packed and packs them again when it sees that they have changed:
+A call of an ordinary layer packs its weights, because they may have changed since the last call. A
+frozen layer keeps them packed, and packs them again when it sees that they have changed:
 
 - Each call compares the layer's parameters with those that were packed, by identity and by torch's
   count of changes in place.
@@ -31,19 +31,19 @@ _Module = TypeVar("_Module", bound=nn.Module)
 _log = logging.getLogger("fastrnn")
 
 _GET_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
-_LARGE = 1 << 20  # bytes of an output from which on its memory comes from the pool
-_WIDE_FOR_PAIRS = 128  # H from which on torch.nn is faster if bfloat16 is multiplied in pairs
+_LARGE = 1 << 20  # bytes: an output of this size or more gets its memory from the pool
+_WIDE_FOR_PAIRS = 128  # from this H up, torch.nn is faster if bfloat16 is multiplied in pairs
 _stack = torch.ops.fastrnn.frozen_stack.default
 _packed_stack = torch.ops.fastrnn.frozen_packed_stack.default
 _THAW = "fastrnn.thaw(model) makes it an ordinary layer again"
 
 
 class WatchedParameter(nn.Parameter):
-    """A parameter of a frozen layer: changes by way of its ``data`` are counted, too."""
+    """A parameter of a frozen layer, which also counts changes made through its ``data``."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs any function as for an ordinary parameter, except for reading and writing data."""
+        """Treats all functions as an ordinary parameter does, except reading and writing data."""
         if func == _GET_DATA:
             func = Tensor.detach  # the same memory and, unlike data, the same counter
         result = super().__torch_function__(func, types, args, kwargs or {})
@@ -53,21 +53,22 @@ class WatchedParameter(nn.Parameter):
 
 
 class _Packed:
-    """Packed weights, and what tells whether they still are those of the parameters.
+    """Packed weights, and what it takes to tell whether the parameters have changed since.
 
     Attributes:
         parameters: in the order of the layer's dict of parameters.
-        aliases: their memory, as plain tensors, in torch.nn's flat order.
+        aliases: plain tensors that share the parameters' memory, in torch.nn's flat order.
         weights: what the ops take; None if calls must go through fastrnn.functional.
-        options: the ops' number for how the stack is built.
+        options: how the stack is built, as the number that the ops take.
         level: the instruction set that the weights are packed for.
-        zeros: initial states of the last batch size, and that size.
+        zeros: the last batch size, and initial states for it.
     """
 
     def __init__(self, layer: _Recurrent) -> None:
         self.aliases = [_watched(layer, name).detach() for name in layer._flat_weights_names]
         self.parameters = tuple(own_parameters(layer).values())
-        self.versions = _compat.versions(self.aliases)  # before packing: a change meanwhile counts
+        # Read before packing, so that a change during packing is noticed.
+        self.versions = _compat.versions(self.aliases)
         cell = CELLS[layer.mode.lower()]
         count = 4 if layer.bias else 2
         none = [None] * (4 - count)
@@ -99,7 +100,7 @@ class _Packed:
         )
 
     def zero_states(self, input: Any) -> Tensor:
-        """Initial states for a padded batch; nobody may see or change them."""
+        """Initial states for a padded batch; they must not be changed or handed to the caller."""
         batch = input.shape[self.batch_axis]
         known, zeros = self.zeros
         if zeros is None or known != batch:
@@ -112,12 +113,12 @@ class _Packed:
         """A copied layer packs its own parameters."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A layer that is loaded packs its weights for the machine that it is on."""
+        """A loaded layer packs its weights for the machine that it is on."""
         return (type(None), ())
 
 
 def _watched(layer: nn.Module, name: str) -> nn.Parameter:
-    """A layer's parameter, made a watched one in place.
+    """A layer's parameter, after making it a :class:`WatchedParameter` in place.
 
     Raises:
         RuntimeError: a frozen layer cannot have such a parameter.
@@ -127,7 +128,7 @@ def _watched(layer: nn.Module, name: str) -> nn.Parameter:
     if (problem := _problem(name, parameter)) is not None:
         raise RuntimeError(f"a frozen layer cannot run: {problem}; {_THAW}")
     assert parameter is not None
-    if parameter.is_inference():  # torch does not count changes of such tensors
+    if parameter.is_inference():  # torch does not count changes to such tensors
         with torch.inference_mode(False):
             parameter = WatchedParameter(parameter.detach().clone(), parameter.requires_grad)
         setattr(layer, name, parameter)
@@ -166,7 +167,7 @@ class _Frozen(_Recurrent):
         return self._current().aliases
 
     def _fast(self, packed: _Packed, input: Any) -> bool:
-        """Whether input and circumstances are those of the usual call, a padded batch."""
+        """Whether this is the usual call: a padded batch, without gradients, in eval mode."""
         return (
             type(input) is Tensor
             and input.dim() == 3
@@ -179,7 +180,7 @@ class _Frozen(_Recurrent):
     def _any(
         self, vendor: Callable[..., Any], input: Tensor | PackedSequence, hx: Any
     ) -> tuple[Any, Any]:
-        """Any call, with all checks; raises what torch.nn raises."""
+        """Runs any call, with all checks; raises what torch.nn raises."""
         if self.training:
             raise RuntimeError(
                 f"this {type(self).__name__} is in training mode, but frozen layers are for "
@@ -199,13 +200,13 @@ class _Frozen(_Recurrent):
         vendor: Callable[..., Any],
         proj_size: int = 0,
     ) -> Any:
-        """What functional.run_stack returns."""
+        """As functional.run_stack, but with the packed weights where they can be used."""
         tensors = hx if isinstance(hx, tuple) else (hx,)
         followed = (input, *tensors, *own_parameters(self).values())
         if torch.is_grad_enabled() and any(t.requires_grad for t in followed if t is not None):
             raise RuntimeError(
-                f"gradients are asked of this {type(self).__name__}, but frozen layers have none: "
-                f"call it under torch.inference_mode() or torch.no_grad(), or {_THAW}"
+                f"this call of a {type(self).__name__} needs gradients, but frozen layers have "
+                f"none: call it under torch.inference_mode() or torch.no_grad(), or {_THAW}"
             )
         if choice.is_ordinary() and choice.are_plain((input, *tensors)):
             results = self._run_native(input, tensors, batch_sizes)
@@ -228,7 +229,7 @@ class _Frozen(_Recurrent):
         output: list[Tensor] = []
         width = self.hidden_size * (2 if self.bidirectional else 1)
         if rows.numel() // rows.shape[-1] * width * rows.element_size() >= _LARGE:
-            if self.batch_first and batch_sizes is None:  # time moves slowest in memory
+            if self.batch_first and batch_sizes is None:  # memory is time-major
                 batch, steps = rows.shape[:2]
                 output = [cpu_pool.empty((steps, batch, width), rows).transpose(0, 1)]
             else:
@@ -300,19 +301,19 @@ def freeze(model: _Module) -> _Module:
 
     A frozen layer is for inference on CPUs in float32, float64 or bfloat16. Its weights are packed
     once for the processor's kernels, and a call runs all layers and directions at once. Arguments,
-    results, errors, state_dict, copies and pickles are those of the layer that it was. Its numbers
-    are those of fastrnn's layer. :func:`thaw` is the way back.
+    results, errors, state_dict, copies and pickles stay those of the original layer. Its numbers
+    are those of fastrnn's layer. :func:`thaw` undoes it.
 
-    Weights that change later are packed again at the next call, however they changed: in place, by
+    If weights change later, the next call packs them again, however they changed: in place, by
     ``load_state_dict``, ``.to()``, an optimiser, a new parameter, or a write to
-    ``parameter.data``, for which the parameters become :class:`WatchedParameter`. Not seen are
-    writes to the memory by other means: NumPy arrays and tensors that were taken from a parameter
-    by ``.data`` before it was frozen, other processes, and ``.data`` of a view or of
-    ``parameter.detach()``.
+    ``parameter.data``. To notice the last of these, the parameters become
+    :class:`WatchedParameter`. Writes to their memory by other means are not noticed: through NumPy
+    arrays, through tensors that were taken from ``parameter.data`` before it was frozen, by other
+    processes, and through ``.data`` of a view or of ``parameter.detach()``.
 
-    A call raises RuntimeError in training mode, and if gradients are asked for. Calls that are
-    traced, exported, transformed, under autocast, or with another backend forced are right, but use
-    no packed weights. Under torch.compile, the layer runs outside of the graph.
+    A call raises RuntimeError in training mode, or if it needs gradients. Calls that are traced,
+    exported, transformed, under autocast, or made with another backend forced give the right
+    numbers, but use no packed weights. Under torch.compile, the layer runs outside of the graph.
 
     Cells, torch.nn.RNN and subclasses are left alone, the latter two with a warning. The logger
     ``fastrnn`` reports at level INFO what was changed.
@@ -324,8 +325,8 @@ def freeze(model: _Module) -> _Module:
         The same model.
 
     Raises:
-        ValueError: a layer is in training mode, has a projection, is not on the CPU, or is of
-            another dtype. Nothing has then been changed.
+        ValueError: a layer is in training mode, has a projection, is not on the CPU, or has
+            another dtype. In that case nothing has been changed.
     """
     layers: list[tuple[str, nn.Module]] = []
     left = []
@@ -345,7 +346,7 @@ def freeze(model: _Module) -> _Module:
     if left:
         warnings.warn(
             f"fastrnn.freeze left {', '.join(left)} alone: it takes LSTM and GRU of torch.nn and "
-            "fastrnn without parametrisations, and a subclass may have a forward method of its own",
+            "fastrnn without parametrisations, and a subclass may have its own forward method",
             stacklevel=2,
         )
     return model

@@ -59,11 +59,12 @@ def lstm(
         training: whether dropout is applied.
         bidirectional: whether D is 2.
         batch_first: see input.
-        batch_sizes: of a PackedSequence, int64 [T] on the CPU; None for padded input.
+        batch_sizes: those of a PackedSequence, int64 [T] on the CPU; None for padded input.
         proj_size: size of the projected h; 0 for none.
 
     Returns:
-        output [T, B, D * H] ([B, T, D * H], [N, D * H]), and h_n and c_n of hx's shapes.
+        output [T, B, D * H] ([B, T, D * H] with ``batch_first``, [N, D * H] if packed), and h_n and
+        c_n with the shapes of hx. A projected output has proj_size in place of H.
 
     Raises:
         RuntimeError: a forced backend does not support the call, or torch.lstm raises it.
@@ -93,7 +94,7 @@ def gru(
     alone and that there are no projections.
 
     Returns:
-        output [T, B, D * H] ([B, T, D * H], [N, D * H]) and h_n of hx's shape.
+        output, as from :func:`lstm`, and h_n with the shape of hx.
     """
     options = StackOptions(bias, num_layers, dropout, training, bidirectional)
     return run_stack("gru", input, hx, weights, options, batch_first, batch_sizes, torch.gru)
@@ -110,13 +111,13 @@ def run_stack(
     vendor: Callable[..., Any],
     proj_size: int = 0,
 ) -> Any:
-    """What :func:`lstm` and :func:`gru` do.
+    """Runs :func:`lstm` or :func:`gru`.
 
     Args:
-        options: a :class:`StackOptions`, or a plain tuple of the same.
-        vendor: torch's way to run the call.
+        options: a :class:`StackOptions`, or a plain tuple of its fields.
+        vendor: the function of torch that runs the same call: torch.lstm or torch.gru.
 
-    The others are those of :func:`lstm` and :func:`gru`.
+    The other arguments are those of :func:`lstm` and :func:`gru`.
     """
     if cell == "gru":
         states: tuple[Tensor, ...] = (hx,)
@@ -170,7 +171,7 @@ def run_stack(
 
 
 def _is_pair(hx: Any) -> bool:
-    """Whether an LSTM's states are two, in a tuple or a list."""
+    """Whether hx is a tuple or list of two, as an LSTM needs."""
     return isinstance(hx, tuple | list) and len(hx) == 2
 
 
@@ -220,11 +221,11 @@ def _layers(
     bias, num_layers, dropout, training, bidirectional = options
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // (num_layers * directions)
-    if num_layers == directions == 1:  # no state has to be taken apart or put together
+    if num_layers == directions == 1:  # no state has to be split or joined
         w = weights if bias else _without_biases(weights)
         return op(x, *states, *w, batch_sizes, False, *tail)[: 1 + len(states)]
     save, backend, batch_first = tail
-    swapped = batch_first and bidirectional  # two directions are put together time-major
+    swapped = batch_first and bidirectional  # two directions are concatenated time-major
     if swapped:
         x, tail = x.transpose(0, 1), (save, backend, False)
     initial = list(zip(*(state.unbind(0) for state in states), strict=True))
@@ -242,10 +243,10 @@ def _layers(
         if dropout and training and layer < num_layers - 1:
             x = drop(x, dropout, training=True)
     if swapped and (choice.in_graph() or transforms_active()):
-        # Graphs turn transpose_ into a view, and vmap loses a tangent's axes in it.
+        # Graphs turn transpose_ into a view, and under vmap it loses a tangent's axes.
         x = x.transpose(0, 1).contiguous()
     elif swapped:
-        x.transpose_(0, 1)  # for a view cannot be detached in place
+        x.transpose_(0, 1)  # in place, because a view cannot be detached in place
     return (x, *(torch.stack(final) for final in zip(*finals, strict=True)))
 
 
@@ -335,7 +336,7 @@ def _step(cell: str, input: Tensor, states: tuple[Tensor, ...], weights: tuple[A
 
 
 def _sizes_disagree(input: Tensor, states: tuple[Tensor, ...], weights: tuple[Any, ...]) -> bool:
-    """Whether a cell's sizes disagree."""
+    """Whether a cell's input, states and weights do not fit together."""
     batch, hidden = input.shape[0], weights[1].shape[1]
     wrong = any(state.shape != (batch, hidden) for state in states)
     return wrong or weights[0].shape[1] != input.shape[1]

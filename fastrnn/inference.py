@@ -1,7 +1,7 @@
 """A whole stack of layers in one op, for ordinary calls on CPUs that need no gradients.
 
-:func:`run` is for calls that are ordinary (:func:`fastrnn.choice.is_ordinary`). It returns None for
-those that need more; they then go through :mod:`fastrnn.functional`.
+:func:`run` takes only ordinary calls (:func:`fastrnn.choice.is_ordinary`). It returns None for a
+call that the op cannot run; :mod:`fastrnn.functional` then runs it another way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _library = torch.library.Library("fastrnn", "FRAGMENT")
 for _schema in stack.SCHEMAS:
     _library.define(_schema)
     _name = _schema.partition("(")[0]
-    # Only calls without gradients get here, and autograd's own default would cost a microsecond.
+    # Only calls without gradients get here, and autograd's default kernel would cost a microsecond.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 _CELLS = {cell.code: cell.name.upper() for cell in CELLS.values()}
@@ -77,7 +77,7 @@ def run(
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> list[Tensor] | None:
-    """The output and the final states; None for a call that needs more than this.
+    """The output and the final states; None for a call that the op cannot run.
 
     Arguments are those of :func:`fastrnn.functional.lstm`; dropout must not be active. With input
     [B, I] and states [B, H] the call is one step of a cell, and the results are its new states.
@@ -107,7 +107,7 @@ def run(
 def step(
     cell: str, input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor | None]
 ) -> list[Tensor] | None:
-    """A cell's new states; None for a call that needs more than this.
+    """A cell's new states; None for a call that the op cannot run.
 
     Arguments are those of :func:`fastrnn.functional.lstm_cell`; ``weights`` are its last four.
     """
@@ -118,11 +118,13 @@ def step(
 def layer(
     cell: Cell, backend: str, x: Tensor, tensors: Sequence[Tensor | None], batch_first: bool
 ) -> list[Tensor] | None:
-    """What a cell's op returns without saving, padded and forwards; None if the op must do it.
+    """What a cell's op returns for a padded, forward call that saves nothing.
+
+    Returns None for a call that the op itself must run.
 
     Args:
         cell: of the layer.
-        backend: the op's.
+        backend: as the op takes it.
         x: [T, B, I] ([B, T, I] with ``batch_first``), or [B, I] for a single step.
         tensors: states ([1, B, H], or [B, H] for a single step), weights and biases.
         batch_first: see x.
@@ -151,12 +153,12 @@ def layer(
     return results if dim == 3 else [results[0].clone(), *results]
 
 
-_declined: set[tuple[Any, ...]] = set()  # kinds of calls that others run; to ask takes microseconds
+_declined: set[tuple[Any, ...]] = set()  # calls that the op refuses; trying it takes microseconds
 _MOST_DECLINED = 4096
 
 
 def forget_choices() -> None:
-    """Asks anew what runs in one op; for whoever changes what the choice depends on."""
+    """Makes later calls choose again; call it after changing what the choice depends on."""
     _declined.clear()
     stack.forget_choices()
 
@@ -168,7 +170,7 @@ def _may_run(input: Tensor, states: tuple[Tensor, ...], weights: Sequence[Tensor
     if not input.is_cpu:
         return False
     tensors = (input, *states, *weights)
-    if not choice.are_plain(tensors):  # first: others may not say whether they require gradients
+    if not choice.are_plain(tensors):  # checked first: others may not answer requires_grad
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False

@@ -10,11 +10,12 @@ from fastrnn import backends, patching
 
 
 def backend_info() -> dict[str, Any]:
-    """What is available, and what is not and why, as plain values, ready for JSON.
+    """What fastrnn finds on this machine, as plain values that can be written as JSON.
 
     Returns:
-        Versions, threads, the forced backend, whether torch is ``patched``, and ``backends``: by
-        name, ``available`` and more.
+        Versions, threads, the forced backend, whether torch is ``patched``, and ``backends``. That
+        maps each backend's name to whether it is ``available``, the ``reason`` if it is not, and
+        further facts.
     """
     found = {}
     for record in backends.BACKENDS.values():

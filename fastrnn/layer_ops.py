@@ -1,9 +1,9 @@
-"""A layer's two passes in training, on CPUs in one native op each.
+"""A layer's forward and backward pass in training on CPUs, each in one native op.
 
 The ops check, allocate and run as :mod:`fastrnn.ops` and :mod:`fastrnn.kernels.cpu` do, without
-the cost of Python for each tensor. Both functions return None for a call that the op does not
-support, or whose arguments do not fit together; :mod:`fastrnn.ops` then runs it or says what is
-wrong.
+the cost of Python for each tensor. :func:`forward` and :func:`backward` return None for a call that
+the op does not support, or whose arguments do not fit together; :mod:`fastrnn.ops` then runs it or
+says what is wrong.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ def forward(
     batch_first: bool,
     w_hr: Tensor | None = None,
 ) -> list[Tensor] | None:
-    """What a cell's op returns when it saves: y, the final states and the saved tensors.
+    """What a cell's op returns with ``save``: y, the final states and the saved tensors.
 
     Args:
         cell: of the layer.
-        backend: the op's.
-        x, batch_sizes, reverse, batch_first: the op's.
+        backend, x, batch_sizes, reverse, batch_first: as the op takes them.
         tensors: states, weights and biases.
-        w_hr: of a projection.
+        w_hr: the weights of a projection; None without one.
     """
     if not runs(backend, x):
         return None
@@ -65,15 +64,14 @@ def backward(
     need_d_states: bool,
     projected: bool = False,
 ) -> list[Any] | None:
-    """What a cell's op of gradients returns, but with dx at the end, and only if it is needed.
+    """What a cell's backward op returns, but with dx at the end, and only if it is needed.
 
-    Gradients of the states that are not needed are None. With a projection, the gradient of w_hr
-    comes before dx.
+    The gradients of the states are None unless they are needed. With a projection, the gradient of
+    w_hr comes before dx.
 
     Args:
         cell: of the layer.
-        backend: the op's.
-        x, batch_sizes, reverse, batch_first, need_dx: the op's.
+        backend, x, batch_sizes, reverse, batch_first, need_dx: as the op takes them.
         tensors: states, w_ih, w_hh, with a projection w_hr, y and the saved tensors.
         gradients: of y and the final states.
         need_d_states: whether the gradients of the initial states are wanted.
@@ -95,9 +93,9 @@ def backward(
 
 
 def runs(backend: str, x: Tensor) -> bool:
-    """Whether the ops run calls of a backend on x: of the native one for CPUs.
+    """Whether these ops can run calls of a backend on x: of the native backend, on a CPU.
 
-    Where no backend is named, the choice is left to the op of the cell.
+    If no backend is named, they cannot: the cell's op chooses one.
     """
     record = backends.BACKENDS.get(backend)
     known = record is not None and record.stacks and x is not None

@@ -1,8 +1,8 @@
-"""The choice that rests on measurements: which of them are in force, and when to take more.
+"""The choice by measurements: which of them are in use, and when to take more.
 
 The environment variable FASTRNN_TUNING, read at the first call on a device, says what may happen:
 
-- unset: a table that exists is used. On GPUs, a class of calls that the table lacks is measured
+- unset: existing tables are used. On GPUs, a class of calls that the table lacks is measured
   when it first occurs in eager code.
 - ``on``: CPUs measure too.
 - ``off``: no table is used and nothing is measured.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from fastrnn import _compat, tables
-from fastrnn.tables import CallClass, Key, Result, Results
+from fastrnn.tables import CallClass, Key, Results
 from fastrnn.tuning import Call as Call  # noqa: PLC0414  (for callers, too)
 
 VARIABLE = "FASTRNN_TUNING"
@@ -30,14 +30,14 @@ _GPU = torch.device("cuda").type
 
 
 class Table:
-    """What is known of a device model in this process.
+    """What this process knows about a device model.
 
     Attributes:
-        key: what it is valid for; None for a device that is never measured.
+        key: what the table is valid for; None for a device that is never measured.
         results: by class.
-        verdicts: the backend of each class and the reason; what calls look up.
-        measures: whether classes that are missing are measured.
-        tried: classes of which a measurement has begun in this process.
+        verdicts: the backend for each class and the reason, which calls look up.
+        measures: whether missing classes are measured.
+        tried: classes whose measurement has begun in this process.
         removed: backends that are not tried again on this device, with the reason.
     """
 
@@ -49,7 +49,7 @@ class Table:
         self.removed = removed or {}
 
     def add(self, results: Results) -> None:
-        """Puts results in force."""
+        """Adds results; later calls use them."""
         self.results.update(results)
         self.verdicts.update({kind: (r.backend, r.reason) for kind, r in results.items()})
         forget()
@@ -76,20 +76,20 @@ class Table:
 _by_device: dict[tuple[str, int | None], Table] = {}
 _by_key: dict[Key, Table] = {}  # two devices of a model share a table
 
-# Takes a measurement, and puts its result in force if there is one; from fastrnn.measuring.
+# Takes a measurement and adds its result, if any, to the table; set by fastrnn/__init__.py.
 measure_class: Callable[[Call, Table], None] | None = None
 # Called when a choice may have changed.
 listeners: list[Callable[[], None]] = []
 
 
 def forget() -> None:
-    """Tells those who keep choices that some may have changed."""
+    """Notifies everything that caches choices that some may have changed."""
     for listener in listeners:
         listener()
 
 
 def reset() -> None:
-    """Drops what this process knows, and reads FASTRNN_TUNING and the tables again."""
+    """Forgets all tables; the next call reads FASTRNN_TUNING and the files again."""
     _by_device.clear()
     _by_key.clear()
     forget()
@@ -99,8 +99,8 @@ def lookup(call: Call, measure: bool = False) -> tuple[str, str] | None:
     """The backend that was measured to be the fastest for a call, and the times behind it.
 
     Args:
-        call: to find out about.
-        measure: whether the call is made in eager code, so that it may be measured.
+        call: the call to look up.
+        measure: whether the call may be measured, as calls in eager code may.
 
     Returns:
         None if nothing was measured; the rules then decide.
@@ -128,7 +128,7 @@ def is_settled(call: Call) -> bool:
 
 
 def _claimed(call: Call, kind: CallClass, table: Table) -> bool:
-    """Whether this thread shall measure a class now; no class is measured twice in a process."""
+    """Whether this thread should measure a class now; no class is measured twice in a process."""
     if (
         kind in table.tried
         or call.transformed
@@ -148,7 +148,7 @@ def _opened(call: Call) -> Table:
     on_cpu = call.device == _CPU
     measures = mode == "on" or (mode == "" and not on_cpu)
     if call.device not in (_CPU, _GPU) or mode == "off" or not (measures or tables.any_files()):
-        table = Table()  # without finding out the versions, which takes milliseconds
+        table = Table()  # skips looking up the versions, which takes milliseconds
     else:
         table = table_of(tables.device_of(call))
         table.measures = measures
@@ -156,7 +156,7 @@ def _opened(call: Call) -> Table:
 
 
 def table_of(device: torch.device) -> Table:
-    """The table of a device; an empty one if the device cannot be asked what it is."""
+    """The table of a device; an empty one if the device cannot be identified."""
     try:
         key = tables.key_of(device)
     except (RuntimeError, AssertionError):  # torch without CUDA, or no such device
@@ -169,21 +169,13 @@ def table_of(device: torch.device) -> Table:
 
 
 def use(device: torch.device) -> Table:
-    """The table of a device, for someone who measures on purpose; its results are in force."""
+    """The table of a device, for measuring on purpose; calls use it whatever FASTRNN_TUNING is."""
     index: Any = device.index
     if index is None and device.type == _GPU:
         index = torch.cuda.current_device()
     table = table_of(device)
     _by_device[device.type, index] = table
     return table
-
-
-def result_of(call: Call) -> Result | None:
-    """What was measured for the class of a call, if that is in force."""
-    if lookup(call) is None:
-        return None
-    kind = tables.class_of(call)
-    return None if kind is None else _by_device[call.device, call.device_index].results.get(kind)
 
 
 def _mode() -> str:

@@ -1,6 +1,6 @@
-"""Takes the measurements behind the choice: every backend's numbers first, then its time.
+"""Takes the measurements behind the choice: checks every backend's numbers, then times it.
 
-A measurement runs in a thread of its own, so that nothing of the caller's touches it: autocast,
+A measurement runs in its own thread, so that the caller's state does not affect it: autocast,
 gradient modes, hooks on saved tensors, a forced backend and torch's modes all belong to a thread.
 The caller waits. torch.nn's own path is timed like the others, in turn with them, and wins a tie.
 """
@@ -22,18 +22,19 @@ import torch
 
 from fastrnn import backends, measured, tables
 from fastrnn.backends import Call
+from fastrnn.choice import VENDOR
 from fastrnn.examples import Example, example_of, shortened, wrong_numbers
 from fastrnn.measured import Table
 from fastrnn.tables import Result
 
-BUDGET = 0.3  # seconds of timing for a class, beside compilation and the check of the numbers
+BUDGET = 0.3  # seconds of timing for a class, not counting compilation and checking the numbers
 TIE = 0.98  # a backend of ours must take less than this share of torch.nn's time
 _SAMPLE = 1e-3  # seconds that one timing should take at least; short calls are repeated
 _LEAST_ROUNDS, _MOST_ROUNDS, _MOST_REPEATS = 3, 25, 200
-_MOST_SECONDS = 10.0  # for a call of a GPU's backend to end, beside compilation
-_HOPELESS = 4  # times as slow as torch.nn in the first timing: not timed again
+_MOST_SECONDS = 10.0  # for a GPU to finish a call, not counting compilation
+_HOPELESS = 4  # a backend this many times as slow as torch.nn is timed only once
 
-VENDOR = backends.TORCH.name
+
 Clock = Callable[[Callable[[], object], int], float]
 
 _log = logging.getLogger("fastrnn")
@@ -46,7 +47,7 @@ _warned: set[tuple[str, str]] = set()  # a backend and what was wrong with it
 
 
 def clock_for(device: torch.device) -> Clock:
-    """What times calls on a device: seconds per call of so many in a row."""
+    """A function that times calls on a device: the seconds per call of several in a row."""
     return _processor_seconds if device.type == _CPU else _gpu_seconds
 
 
@@ -93,12 +94,12 @@ class Measurement:
         self.table, self.clock = table, clock
         self.call = shortened(call)
         self.rejected: dict[str, str] = {}
-        self.lasting = True  # whether the result holds for other processes, too
+        self.lasting = True  # whether the result holds for other processes too
         self.removed: dict[str, str] = {}  # backends after which the device was unusable
         self.messages: list[str] = []  # warnings, which the caller's thread issues
 
     def candidates(self) -> list[str]:
-        """The backends that could run the call, beside torch.nn's path."""
+        """The backends that could run the call, other than torch.nn's path."""
         return [
             name
             for name in backends.BACKENDS
@@ -116,7 +117,7 @@ class Measurement:
             with backends.backend(VENDOR):
                 wanted = example.run()
         except Exception as error:
-            _log.debug("not measured, for torch.nn's path fails: %s", error)
+            _log.debug("not measured, because torch.nn's path fails: %s", error)
             return None
         agreeing = []
         for name in names:
@@ -128,7 +129,7 @@ class Measurement:
         try:
             times = self._times(agreeing, example)
         except _FailedError as error:
-            _log.debug("not measured, for torch.nn's path fails: %s", error)
+            _log.debug("not measured, because torch.nn's path fails: %s", error)
             return None
         microseconds = {name: float(f"{seconds * 1e6:.4g}") for name, seconds in times.items()}
         size = (self.call.batch, self.call.steps, self.call.input_size)
@@ -151,7 +152,7 @@ class Measurement:
         self._warn(
             name, "wrong",
             f"fastrnn: backend {name!r} gave wrong numbers and is not used for such calls: "
-            f"{wrong}. Please report this as a bug of fastrnn, with this: {self._described()}",
+            f"{wrong}. Please report this as a bug in fastrnn, with this: {self._described()}",
         )  # fmt: skip
         return False
 
@@ -160,10 +161,10 @@ class Measurement:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             self.lasting = False  # another process may have more
         self.rejected[name] = f"failed with {type(error).__name__}: {first}"
-        remedy = "torch.nn's or another one runs them"
+        remedy = "torch.nn's or another backend runs them"
         if isinstance(error, TimeoutError) or not self._device_works():
             self.removed[name] = self.table.removed[name] = self.rejected[name]
-            remedy = "start this program again, for the device is unusable in it now"
+            remedy = "restart this program, because it can no longer use the device"
         self._warn(
             name, "failed",
             f"fastrnn: backend {name!r} failed and is not used for such calls; {remedy}: "
@@ -171,7 +172,7 @@ class Measurement:
         )  # fmt: skip
 
     def _device_works(self) -> bool:
-        """Whether an error left the device usable; some CUDA errors end it for the process."""
+        """Whether an error left the device usable; some CUDA errors make it unusable."""
         try:
             if self.call.device != _CPU:
                 torch.cuda.synchronize(self.call.device_index)
@@ -199,7 +200,7 @@ class Measurement:
             def seconds(name: str, times: int) -> float | None:
                 try:
                     switch(name)
-                    run()  # which also asks for the choice, as a call rarely does
+                    run()  # not timed: it makes the choice anew, which calls rarely do
                     return self.clock(run, times)
                 except Exception as error:
                     if name == VENDOR:
@@ -238,7 +239,7 @@ def wait_for(call: Call) -> None:
     """Waits until a call's device has done its work.
 
     Raises:
-        TimeoutError: it does not end.
+        TimeoutError: it is not done after 10 seconds.
     """
     if call.device == _CPU:
         return
@@ -246,15 +247,15 @@ def wait_for(call: Call) -> None:
     event.record()
     while not event.query():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"it does not end within {_MOST_SECONDS:.0f} seconds")
+            raise TimeoutError(f"the device is not done after {_MOST_SECONDS:.0f} seconds")
         time.sleep(1e-4)
 
 
 def measure(call: Call, table: Table) -> Result | None:
-    """Measures the class of a call and puts the result in force and into the user's file.
+    """Measures the class of a call, and adds the result to the table and to the user's file.
 
     Args:
-        call: whose sizes are timed, with fewer steps if it is long.
+        call: its sizes are timed, with fewer steps if it is long.
         table: of the call's device.
 
     Returns:
@@ -276,7 +277,7 @@ def measure(call: Call, table: Table) -> Result | None:
             measurement = Measurement(call, table, clock_for(tables.device_of(call)))
             try:
                 if stream is not None:
-                    stream.synchronize()  # what the caller has queued is not part of it
+                    stream.synchronize()  # finishes the caller's work before timing
                 result = measurement.run()
                 if result is not None:
                     found.append(result)
@@ -284,7 +285,7 @@ def measure(call: Call, table: Table) -> Result | None:
                 new = {kind: result} if result is not None and measurement.lasting else {}
                 if new or measurement.removed:
                     _save(table, new, measurement.removed)
-            except Exception as error:  # whatever it is, the rules can decide
+            except Exception as error:  # whatever it is, the rules can still decide
                 _log.debug("not measured: %s", error, exc_info=True)
             messages.extend(measurement.messages)
 
@@ -309,7 +310,7 @@ def _save(table: Table, new: tables.Results, removed: dict[str, str]) -> None:
 
 
 def _after_fork() -> None:
-    """A child of fork has no thread that would end a measurement."""
+    """Frees the lock in a forked child, where no thread would finish a running measurement."""
     global _lock  # noqa: PLW0603
     if _lock.locked():
         _lock = threading.Lock()

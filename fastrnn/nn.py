@@ -1,9 +1,8 @@
 """Drop-in torch.nn.LSTM, GRU, LSTMCell and GRUCell.
 
 Constructors, parameters, state_dict, arguments, shapes and errors are torch.nn's: see its
-documentation. The classes extend torch.nn.RNNBase and RNNCellBase, which is torch's own code for
-all of these; they do not extend torch.nn.LSTM and GRU, whose instances torch.compile refuses to
-trace.
+documentation. The classes inherit all of these from torch.nn.RNNBase and RNNCellBase. They do not
+extend torch.nn.LSTM and GRU, because torch.compile refuses to trace instances of those.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fastrnn._compat import own_parameters
 
 
 def _is_symbolic(input: Any) -> bool:
-    """Whether torch.fx traces the call."""
+    """Whether torch.fx is tracing the call."""
     return type(input) is fx.Proxy
 
 
@@ -32,13 +31,13 @@ class _DropIn(nn.Module):
     torch_class: ClassVar[type[nn.Module]]
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script compiles in its place: torch.nn's module with the same weights."""
+        """What torch.jit.script compiles instead: torch.nn's module with the same weights."""
         twin = copy.copy(self)
         twin.__class__ = self.torch_class  # type: ignore[assignment]
         return twin
 
     def _leaf(self, *args: Any) -> Any:
-        """A node of the graph that torch.fx traces, which treats torch.nn's layers like this."""
+        """A leaf node in torch.fx's graph; torch.fx treats torch.nn's layers in the same way."""
         tracer = args[0].tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
 
@@ -56,7 +55,7 @@ class _Recurrent(_DropIn, nn.RNNBase):
             return self._leaf(input, hx)
         weights = self._layer_weights()
         rows, states, batch_sizes, batched = self._prepare(input, hx, weights[0].dtype)
-        # Positional arguments, for keywords would cost half a microsecond.
+        # Positional arguments, because keywords would cost half a microsecond.
         output, *final = self._run_stack(
             "lstm" if self.mode == "LSTM" else "gru", rows, states, weights,
             (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional),
@@ -95,7 +94,7 @@ class _Recurrent(_DropIn, nn.RNNBase):
             batch = input.size(0) if self.batch_first else input.size(1)
         if hx is None:
             fits = input.size(-1) == self.input_size and input.dtype == dtype
-            if not fits or batch_sizes is not None:  # to ask torch takes a microsecond
+            if not fits or batch_sizes is not None:  # torch's check takes a microsecond
                 self.check_input(input, batch_sizes)
             rows = self.num_layers * (2 if self.bidirectional else 1)
             h = input.new_zeros((rows, batch, self.proj_size or self.hidden_size))
@@ -107,7 +106,7 @@ class _Recurrent(_DropIn, nn.RNNBase):
             hx = self.permute_hidden(hx, indices)
             if batch_sizes is None or not torch.compiler.is_compiling():
                 self.check_forward_args(input, hx, batch_sizes)
-            else:  # a graph does not know the numbers in batch_sizes: the ops compare them
+            else:  # a graph does not know the values in batch_sizes: the ops check them
                 self.check_input(input, batch_sizes)
         return input, hx, batch_sizes, batched
 
@@ -125,10 +124,10 @@ class _Recurrent(_DropIn, nn.RNNBase):
         if all(name in own for name in names):  # one was replaced
             self._init_flat_weights()
             return cast(list[Tensor], self._flat_weights)
-        # Some are parametrised or pruned: computed at each call, as often as torch does.
+        # Some are parametrised or pruned: recompute them at each call, as torch does.
         self._update_flat_weights()
         weights = cast(list[Tensor], self._flat_weights)
-        self._flat_weights = [w.detach() for w in weights]  # a graph could not be copied
+        self._flat_weights = [w.detach() for w in weights]  # tensors with a graph cannot be copied
         return weights
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
@@ -136,8 +135,8 @@ class _Recurrent(_DropIn, nn.RNNBase):
         if not torch.compiler.is_compiling():
             super().check_input(input, batch_sizes)
             return
-        # torch's check looks at _flat_weights, which a graph does not follow; the dtype is checked
-        # where the layer runs.
+        # torch's check reads _flat_weights, which torch.compile does not follow. The dtype is
+        # checked when the layer runs.
         dim = 2 if batch_sizes is not None else 3
         if input.dim() != dim:
             raise RuntimeError(f"input must have {dim} dimensions, got {input.dim()}")
@@ -152,7 +151,7 @@ class _Recurrent(_DropIn, nn.RNNBase):
         raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # _flat_weights is derived; of a parametrised layer it holds results of a graph, which
+        # _flat_weights is derived. In a parametrised layer it holds tensors with a graph, which
         # cannot be copied.
         replica = self.__new__(type(self))
         memo[id(self)] = replica
@@ -179,7 +178,7 @@ class LSTM(_Recurrent):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LSTM", *args, **kwargs)
 
-    # torch.nn.LSTM's own methods, which use nothing of self but what RNNBase has.
+    # torch.nn.LSTM's own methods, which need only what RNNBase provides.
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
@@ -195,7 +194,7 @@ class LSTM(_Recurrent):
         return hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """Raises what torch.nn.LSTM raises; it leaves the dtype of packed input to torch.lstm."""
+        """Raises what torch.nn.LSTM raises; torch.lstm checks the dtype of packed input."""
         if batch_sizes is None or input.dtype == self.weight_ih_l0.dtype:
             super().check_input(input, batch_sizes)
 

@@ -36,7 +36,7 @@ def _tensors(*names: str) -> str:
 
 
 def _names(cell: Cell) -> tuple[list[str], list[str], list[str]]:
-    """Of the initial states, the final states and the saved tensors."""
+    """The names of the initial states, the final states and the saved tensors."""
     initial = [f"{name}0" for name in cell.state_names]
     final = [f"{name}_n" for name in cell.state_names]
     return initial, final, ["gates", "cells"][: len(cell.saved_widths)]
@@ -82,7 +82,7 @@ def _kernels(
 
 
 def _flat(tensor: Tensor, batch_first: bool) -> Tensor:
-    """Contiguous rows [N, …] of a tensor that may have axes of time and batch."""
+    """Contiguous rows [N, …] of a tensor that may have time and batch axes."""
     if tensor.dim() != 3:
         return tensor.contiguous()
     if batch_first:
@@ -91,7 +91,7 @@ def _flat(tensor: Tensor, batch_first: bool) -> Tensor:
 
 
 def _shaped(rows: Tensor, like: Tensor, batch_first: bool) -> Tensor:
-    """New rows [N, …] with the axes that ``like`` has; in place, for a view cannot be detached."""
+    """New rows [N, …] with the axes of ``like``; no view, because views cannot be detached."""
     if like.dim() != 3:
         return rows
     first, second = like.shape[:2]
@@ -101,7 +101,7 @@ def _shaped(rows: Tensor, like: Tensor, batch_first: bool) -> Tensor:
 
 
 def _state(tensor: Tensor) -> Tensor:
-    """A state [B, H] of one that may be [1, B, H]; contiguous."""
+    """A state [B, H] or [1, B, H] as contiguous [B, H]."""
     return (tensor[0] if tensor.dim() == 3 else tensor).contiguous()
 
 
@@ -254,7 +254,7 @@ def _fake_backward(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     return fake
 
 
-# What each op runs, for callers that know that the dispatcher has nothing to add.
+# The kernel of each op, for callers that do not need the dispatcher.
 FORWARD_KERNELS = {cell.name: _forward_kernel(cell) for cell in CELLS.values()}
 BACKWARD_KERNELS = {cell.name: _backward_kernel(cell) for cell in CELLS.values()}
 

@@ -3,10 +3,10 @@
 torch.nn's layers call the operators aten::lstm and aten::gru, and so do programs that were
 scripted, traced or exported from them. While torch is patched, its dispatcher finds kernels of ours
 for these operators, on CPUs and GPUs, with and without autograd. A kernel either runs a call as
-:mod:`fastrnn.functional` does or hands it to torch's own implementation, which it also does with
-everything that looks into the layers: tensors of a subclass (fake ones among them), graphs that are
-being traced, and modes that watch torch's operators. So layers and graphs stay torch's for every
-tool.
+:mod:`fastrnn.functional` does or hands it to torch's own implementation. It always does the latter
+if something inspects the call: tensors of a subclass (including fake tensors), graphs that are
+being traced, and modes that watch torch's operators. So for every tool, layers and graphs stay
+torch's.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from fastrnn._compat import (
 
 CELLS = ("lstm", "gru")
 OPERATORS = ("lstm.input", "lstm.data", "gru.input", "gru.data")
-# In inference mode, the key before that of the device: a kernel for the device itself would tell
-# torch.export that the operator must not be decomposed.
+# BackendSelect, which precedes the device's key, is for inference mode: a kernel for the device's
+# own key would tell torch.export that the operator must not be decomposed.
 KEYS = ("AutogradCPU", "AutogradCUDA", "BackendSelect")
 
 _log = logging.getLogger("fastrnn")
@@ -55,7 +55,7 @@ _library: torch.library.Library | None = None  # holds the kernels while they ar
 _PACKED, _LSTM = frozenset(OPERATORS[1::2]), frozenset(OPERATORS[:2])
 _OURS, _TORCHS, _UNUSUAL = "ours", "torch's", "unusual"
 _MOST_CALLS = 4096
-_known: dict[tuple[Any, ...], str] = {}  # who runs a kind of calls, see _judged
+_known: dict[tuple[Any, ...], str] = {}  # who runs a kind of call, see _judged
 _entered = itertools.count()
 _latest = 0  # of _entered
 _running: list[None] = []  # one for each call that a kernel has not finished
@@ -69,14 +69,14 @@ def _run(
 ) -> Any:
     """Runs a call as fastrnn's layers do.
 
-    This is written to cost little where torch's implementation is taken: for a short call each
-    microsecond is a percent.
+    This is written to add little to calls that torch's implementation runs: for a short call, each
+    microsecond is one percent.
 
     Args:
         operator: one of :data:`OPERATORS`.
         own: torch's implementation of it, for calls that it runs faster.
-        unusual: what gets a call that fastrnn's layers could not make.
-        args: the operator's.
+        unusual: runs the calls that fastrnn's layers could not make.
+        args: the operator's arguments.
     """
     packed, lstm = operator in _PACKED, operator in _LSTM
     if packed:
@@ -133,7 +133,7 @@ def _weights_fit(
     weights: list[Tensor],
     stack: functional.StackOptions,
 ) -> bool:
-    """Whether a layer could have these states and weights; torch's errors are its own affair."""
+    """Whether a layer could have these states and weights; if not, torch raises its own error."""
     sets, _, size = states[0].shape
     hidden, directions = states[-1].shape[-1], 2 if stack.bidirectional else 1
     rows = (4 if lstm else 3) * hidden
@@ -161,7 +161,7 @@ def _judged(
     batch_first: bool,
     training: bool,
 ) -> str:
-    """Who runs calls of a kind: fastrnn's layers, or torch as the faster or the only one."""
+    """Who runs a kind of call: fastrnn's layers, or torch, as the faster or the only choice."""
     fits = (
         len(states) == (2 if lstm else 1)
         and input.dim() == (3 if batch_sizes is None else 2)
@@ -182,7 +182,7 @@ def _judged(
 
 
 def forget_choices() -> None:
-    """Makes the choice for every call anew; for whoever changes what it depends on."""
+    """Makes later calls choose again; call it after changing what the choice depends on."""
     _known.clear()
 
 
@@ -208,7 +208,7 @@ def _kernel(operator: str) -> Callable[..., Any]:
     return not_compiled(kernel)
 
 
-@functools.cache  # torch.jit.script knows it by its identity
+@functools.cache  # torch.jit.script recognises the function by its identity
 def _function(cell: str) -> Callable[..., Any]:
     """What torch.nn's modules call in eager mode, without the cost of a kernel in Python."""
     original = layer_function(cell)
@@ -251,7 +251,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
     return {cell: _function(cell) for cell in CELLS} | steps
 
 
-# ---- patching and its undoing
+# ---- patching and unpatching
 
 
 class Patch(contextlib.AbstractContextManager["Patch"]):
@@ -269,10 +269,11 @@ class Patch(contextlib.AbstractContextManager["Patch"]):
 def patch_torch() -> Patch:
     """Makes torch.nn's LSTM and GRU layers run on fastrnn's kernels, in the whole process.
 
-    That holds for layers that exist already, for those that other packages make, and for programs
-    that were scripted, traced or exported. Numbers agree within rounding; a call that torch runs
-    faster, or that only torch supports, stays torch's. ``with fastrnn.patch_torch():`` undoes the
-    patch at the end of the block. Patches nest: torch is as before when each was undone.
+    This includes layers that exist already, layers that other packages create, and programs that
+    were scripted, traced or exported. Numbers agree within rounding; a call that torch runs
+    faster, or that only torch supports, still runs on torch's code. ``with
+    fastrnn.patch_torch():`` undoes the patch at the end of the block. Patches nest: torch is back
+    to normal once each of them has been undone.
 
     Raises:
         RuntimeError: something else has replaced torch's operators; nothing is changed.
@@ -337,14 +338,14 @@ def _register() -> torch.library.Library:
 
 
 def _remove() -> None:
-    """Removes the kernels if no other thread is in one, or about to be.
+    """Removes the kernels unless another thread is running one or about to.
 
-    The dispatcher frees a kernel at once, even if a thread runs it.
+    The dispatcher frees a kernel at once, even if a thread is running it.
     """
     global _library  # noqa: PLW0603
     if threading.active_count() > 1:
         before = _latest
-        time.sleep(0.02)  # those that wait for the interpreter get in
+        time.sleep(0.02)  # lets threads that wait for the interpreter lock enter their kernel
         if _latest != before or _running:
             return
     assert _library is not None

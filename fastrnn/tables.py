@@ -1,8 +1,8 @@
 """Tables of measured times: classes of calls, and one small JSON file per device and versions.
 
 A file holds what was measured on one device model with one version of torch, of the library behind
-it and of fastrnn. It is written under a temporary name and renamed, so nobody reads half of it, and
-a file that is damaged, that belongs to something else or that cannot be read counts as absent.
+it and of fastrnn. It is written under a temporary name and renamed, so nobody reads half of it. A
+file that is damaged, unreadable or for another key counts as absent.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ FORMAT = 1
 PACKAGED = Path(__file__).with_name("measured")  # files of the same form that come with fastrnn
 _PREFIX = "tuning-"
 _MOST_BYTES = 1 << 24  # of a file
-_EXACT_BELOW = 8  # sizes of B, T and I from here up share a class with others, up to twice as large
-_MOST_STEPS, _MOST_BATCH = 512, 4096  # from here up, all are one class
+_EXACT_BELOW = 8  # larger B, T and I share a class, from one power of two to the next
+_MOST_STEPS, _MOST_BATCH = 512, 4096  # from here up, all sizes are one class
 _LOCK_SECONDS = 1.0  # how long to wait for another process that is writing the same file
 _CPU = torch.device("cpu").type
 
@@ -107,7 +107,7 @@ def class_of(call: Call) -> CallClass | None:
     """The class of a call; None for calls that are never measured."""
     on_cpu = call.device == _CPU
     if on_cpu and call.steps == 1 and not call.in_one_op:
-        return None  # there, finding the class would cost more than it could save
+        return None  # finding the class would cost more than it could save
     return CallClass(
         call.cell,
         arithmetic_of(call),
@@ -126,9 +126,9 @@ class Result(NamedTuple):
     """What was measured for a class.
 
     Attributes:
-        backend: the one that is chosen.
-        microseconds: median times of those whose numbers agreed with torch.nn's.
-        rejected: why others are not chosen, by name.
+        backend: the chosen one.
+        microseconds: median times of the backends whose numbers agreed with torch.nn's.
+        rejected: why other backends cannot be chosen, by name.
         size: B, T and I of the call that was timed.
         date: of the measurement, in UTC.
     """
@@ -221,7 +221,7 @@ def folder() -> Path | None:
 
 
 def any_files() -> bool:
-    """Whether there is a table of any kind, which is found out without knowing the device."""
+    """Whether there is a table for any device; this takes no look at the device."""
     for place in (PACKAGED, folder()):
         with contextlib.suppress(OSError):
             if place is not None and any(n.startswith(_PREFIX) for n in os.listdir(place)):  # noqa: PTH208
@@ -233,7 +233,7 @@ def any_files() -> bool:
 
 
 def load(key: Key) -> Results:
-    """What was measured for a key; the user's results before those that come with fastrnn."""
+    """What was measured for a key; the user's results take precedence over packaged ones."""
     return {kind: r for path in _paths(key) for kind, r in _read(path, key)[0].items()}
 
 
@@ -243,7 +243,7 @@ def load_removed(key: Key) -> dict[str, str]:
 
 
 def _paths(key: Key) -> list[Path]:
-    """The files for a key; the user's, which comes last, replaces what is in both."""
+    """The files for a key, the user's last, so that its entries replace packaged ones."""
     return [place / key.file for place in (PACKAGED, folder()) if place is not None]
 
 
@@ -288,7 +288,7 @@ def _parsed(entry: Any) -> tuple[CallClass, Result]:
 
 
 def save(key: Key, new: Results, removed: Mapping[str, str] | None = None) -> Path:
-    """Adds results to the user's file; what others have written there meanwhile is kept.
+    """Adds results to the user's file, and keeps what other processes have written there.
 
     Args:
         key: of the file.
@@ -305,7 +305,7 @@ def save(key: Key, new: Results, removed: Mapping[str, str] | None = None) -> Pa
 
     place = folder()
     if place is None:
-        raise OSError(errno.ENOENT, "there is none; set FASTRNN_CACHE_DIR", "the folder for caches")
+        raise OSError(errno.ENOENT, "not found; set FASTRNN_CACHE_DIR", "the folder for caches")
     place.mkdir(parents=True, exist_ok=True)
     path = place / key.file
     with _locked(place / f".{key.file}.lock"):
@@ -342,7 +342,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Waits for other writers, but not for long: a stopped process must not stop this one."""
     try:
         import fcntl
-    except ImportError:  # Windows: of two that write at once, the last one's results are kept
+    except ImportError:  # Windows: if two write at once, only the last one's results are kept
         yield
         return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -4,9 +4,10 @@ They decide where nothing was measured on the machine at hand, see :mod:`fastrnn
 
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
-on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14; those on fewer
-than 8 steps, those of projected layers, the batches of H >= 1024, and the rows below which a
-training call is ours, on Zen 3 (AVX2), where float64 and bfloat16 were timed less closely.
+on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14. Measured on
+Zen 3 (AVX2) were the entries for fewer than 8 steps and for projected layers, the batches for
+H >= 1024, and the numbers of rows below which fastrnn trains; float64 and bfloat16 were timed less
+closely there.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Range:
 
 
 _ANY = Range()
-_Kind = tuple[bool, str, torch.dtype, bool, bool, bool]  # what is no size of a call
+_Kind = tuple[bool, str, torch.dtype, bool, bool, bool]  # the properties of a call but its sizes
 
 
 def _kind(call: Call) -> _Kind:
@@ -139,7 +140,7 @@ class Entry:
 
 _CPU = torch.device("cpu").type
 _ONE, _SEVERAL = Range(1, 2), Range(2)  # steps
-# Why torch is faster at training over few steps, with many rows or hardly any.
+# Why torch trains faster over few steps, with many rows (_PRODUCT) or very few (_VECTOR).
 _PRODUCT = "nearly all of the work is a matrix product, at which torch is faster"
 _VECTOR = "torch.nn writes the gradients of the weights as fast as memory takes them"
 
@@ -154,7 +155,7 @@ def _entry(
     batch: Range,
     wide_vectors: bool | None = None,
 ) -> Entry:
-    """An entry of the CPU, named after its class; arguments are those of :class:`Entry`."""
+    """An entry for CPUs, named after its class; arguments are those of :class:`Entry`."""
     name = f"{cell or 'LSTM, GRU'}, {str(dtype).removeprefix('torch.')}, H{hidden_size}, T{steps}"
     name += "" if batch == _ANY else f", B{batch}"
     name += ", training" if training else ", inference"
@@ -165,8 +166,8 @@ def _entry(
         cell=cell,
         dtype=dtype,
         training=training,
-        in_one_op=True if steps == _ONE else None,  # else see the entry T=1
-        bfloat16_pairs=False if dtype == torch.bfloat16 else None,  # in pairs, see _PAIRS
+        in_one_op=True if steps == _ONE else None,  # the entry T=1 covers calls that are not
+        bfloat16_pairs=False if dtype == torch.bfloat16 else None,  # _PAIRS covers pairs
         wide_vectors=wide_vectors,
         steps=steps,
         batch=batch,
@@ -175,11 +176,11 @@ def _entry(
 
 
 def _large_weights() -> Iterator[Entry]:
-    """LSTMs with large weights and several rows, with AVX-512; float64 was never slower."""
+    """LSTMs with large weights and several rows, with AVX-512; ours never lost in float64."""
     because = "large weights: oneDNN re-reads them less often"
     single, half = torch.float32, torch.bfloat16
     large, huge = Range(512, 1024), Range(1024)
-    # Shorter sequences are ours: the weights are read as they lie. So is every class without
+    # fastrnn runs shorter sequences, whose weights it reads in place, and every class without
     # AVX-512. float16 has no entry: our CPU kernels do not support it, so the table is never
     # consulted.
     classes = (
@@ -214,7 +215,7 @@ UNTIMED = Entry(
 
 
 def _short_trainings() -> Iterator[Entry]:
-    """Training over a few time steps with large weights and many rows, or hardly any."""
+    """Training over a few time steps with large weights and many rows, or very few."""
     single, double = torch.float32, torch.float64
     classes = (
         (_PRODUCT, "GRU", single, Range(288), _ONE, Range(160)),
@@ -228,7 +229,7 @@ def _short_trainings() -> Iterator[Entry]:
 
 
 def _projections() -> Iterator[Entry]:
-    """LSTMs with a projection whose call is not one op."""
+    """LSTMs with a projection whose call does not run in one op."""
     classes = (
         (False, _ANY, _ANY),
         (True, Range(0, 96), Range(0, 3)),
@@ -280,9 +281,9 @@ _by_kind: dict[_Kind, tuple[Entry, ...]] = {}  # the entries that may hold calls
 
 
 def entry_for(call: Call) -> Entry | None:
-    """The entry that decides a call for torch.nn's path; None if no measurement speaks for it."""
+    """The entry by which torch.nn's path runs a call; None if there is none."""
     entries = TABLE
-    if not torch.compiler.is_compiling():  # looking at most entries would be half of the choice
+    if not torch.compiler.is_compiling():  # testing every entry would take half of the choice
         kind = _kind(call)
         if kind not in _by_kind:
             _by_kind[kind] = tuple(entry for entry in TABLE if entry.holds_kind(kind))

@@ -67,7 +67,7 @@ class Machine:
     def wait_for(self, call: Call) -> None:
         """In the place of measuring.wait_for."""
         if self.ran[-1] == self.endless:
-            raise TimeoutError("it does not end within 10 seconds")
+            raise TimeoutError("the device is not done after 10 seconds")
 
     @property
     def measurements(self) -> int:

@@ -217,5 +217,5 @@ def test_a_file_that_cannot_be_written_is_reported_after_the_times(
     monkeypatch.setattr(tables, "folder", lambda: None)
     status, _, err = fastrnn("tune", "2x3x4x5", "-q")
     assert (status, err) == (
-        2, "fastrnn: the folder for caches: there is none; set FASTRNN_CACHE_DIR\n",
+        2, "fastrnn: the folder for caches: not found; set FASTRNN_CACHE_DIR\n",
     )  # fmt: skip

@@ -230,7 +230,9 @@ def test_a_backend_that_makes_the_device_unusable_is_not_tried_again(
         machine.raises["triton"] = RuntimeError("CUDA error: an illegal memory access")
     else:
         machine.endless = "triton"
-    with pytest.warns(RuntimeWarning, match="start this program again, for the device is unusable"):
+    with pytest.warns(
+        RuntimeWarning, match="restart this program, because it can no longer use the device"
+    ):
         assert choose().backend == "torch"
     assert "cuda" not in machine.ran  # nothing more can run in this process
     machine.dead, machine.endless = False, None
