@@ -15,8 +15,8 @@ from fastrnn.cli.download import download
 from fastrnn.cli.evaluate import evaluate
 from fastrnn.cli.info import info, presets
 from fastrnn.cli.inpaint import inpaint
-from fastrnn.cli.overview import compare, runs
 from fastrnn.cli.predict import predict
+from fastrnn.cli.runs import compare, runs
 from fastrnn.cli.train import train
 from fastrnn.cli.tune import tune
 from fastrnn.cli.verify import verify
@@ -34,9 +34,9 @@ Run this first (half a minute): fastrnn train classification --dataset digits
 Help: fastrnn --help, and fastrnn COMMAND --help"""
 
 EXIT_CODES = """\
-Exit status: 0 if all went well; 1 if verify found damage, or for an error that is a bug; 2 for an
-error that you can fix, which is one line on stderr; 128 + N after signal N, as 130 after Ctrl-C.
-fastrnn run has the program's own."""
+Exit status: 0 if all went well; 1 if verify found damage, or after a bug; 2 for an error that you
+can fix, which is one line on stderr; 128 + N after signal N, for example 130 after Ctrl-C. fastrnn
+run exits with the program's own status."""
 
 # The commands in the order of the help, each with its example.
 COMMANDS: dict[Callable[..., Any], str] = {
@@ -88,7 +88,7 @@ def run(
         bool, typer.Option("-m", help="SCRIPT is a module's name, as for python -m.")
     ] = False,
 ) -> None:
-    """Run a Python program; its torch.nn layers get fast kernels."""
+    """Run a Python program with its torch.nn layers on fast kernels."""
     program.main([*["-m"] * module, *[script] * bool(script), *context.args])
 
 

@@ -35,10 +35,10 @@ def complete(
 ) -> None:
     """Draw the end of test images from a pixel model.
 
-    The last pixels of each image are removed and drawn several times. The model's cross-entropy
-    of the true and of the drawn pixels is reported in nats per image.
+    The last pixels of each image are removed and drawn several times. The command prints the
+    model's cross-entropy of the true and of the drawn pixels, in nats per image.
     """
-    from fastrnn.cli import runs
+    from fastrnn.cli import results
     from fastrnn.tasks import completion, completion_files, memory, opening
     from fastrnn.tasks.models import PixelModel
 
@@ -53,7 +53,7 @@ def complete(
     memory.check(samples_of_all, "completing", "make --images or --samples smaller")
     target = out or run / "completions"
     output, bar = options.outputs(verbose, quiet, as_json=as_json)
-    with runs.results(target) as folder:
+    with results.new_folder(target) as folder:
         with bar.progress("completing", images) as show, found.config.use_backend():
             done = completion.complete(
                 model,
@@ -68,7 +68,7 @@ def complete(
             "images": images,
             "samples": samples,
             "seed": seed,
-            "command": runs.command_line(),
+            "command": results.command_line(),
         }
         if folder:
             completion_files.write(folder, done, lengths, facts)

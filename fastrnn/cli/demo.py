@@ -26,7 +26,7 @@ def demo(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Write a web page on which to try out a trained model.
+    """Write a web page for trying out a trained model.
 
     The page is one file, at most 2 MB, which opens in any browser and needs no network: the model
     runs in it.

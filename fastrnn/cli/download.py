@@ -21,7 +21,7 @@ def download(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Fetch MNIST (11 MB); a download that was stopped goes on."""
+    """Fetch MNIST (11 MB), or resume an interrupted download."""
     from fastrnn.tasks import data, downloads
 
     if dataset != "mnist":

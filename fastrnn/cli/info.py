@@ -29,8 +29,8 @@ OPTIONAL = {"tensorboard": "train --tensorboard"}
 def presets(as_json: options.Json = False) -> None:
     """List the presets of each task: settings to start from.
 
-    Cell, layers × units, images per batch, peak learning rate, passes over the training set, and
-    what else differs from the defaults.
+    Each line shows cell, layers × units, images per batch, peak learning rate, passes over the
+    training set, and other settings that differ from the defaults.
     """
     from fastrnn import tasks
 

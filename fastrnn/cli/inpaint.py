@@ -66,7 +66,7 @@ def inpaint(
     The images are the test set's, or those of a file. The model's cross-entropy of the filled and
     of the true image is reported in nats per image.
     """
-    from fastrnn.cli import runs
+    from fastrnn.cli import results
     from fastrnn.tasks import filling, filling_files, opening
 
     found = opening.open_trained(run, data_dir, device, backend, "pixel-prediction", "inpainting")
@@ -80,7 +80,7 @@ def inpaint(
     wanted = _holes(holes, images, threshold, seed, data, found.config)
     target = out or run / f"inpainted-{Path(holes).stem}"
     output, bar = options.outputs(verbose, quiet, as_json=as_json)
-    with runs.results(target) as folder:
+    with results.new_folder(target) as folder:
         start = time.perf_counter()
         with bar.progress("in-painting", len(wanted)) as show, found.config.use_backend():
             done = filling.fill(found.model, wanted, width or filling.WIDTH, show)
@@ -90,7 +90,7 @@ def inpaint(
             "images": len(wanted),
             "holes": holes,
             "seconds": seconds,
-            "command": runs.command_line(),
+            "command": results.command_line(),
         }
         if folder:
             filling_files.write(folder, wanted, done, facts)

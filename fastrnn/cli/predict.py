@@ -34,8 +34,8 @@ def predict(
 ) -> None:
     """Say which digit a picture shows, or how likely it is as a digit.
 
-    The digit may be dark on light or light on dark. It is scaled and centred as the images were
-    that the model has learnt from, and printed as the model sees it.
+    The digit may be dark on light or light on dark. It is scaled and centred as the training images
+    were, and printed as the model sees it.
     """
     import numpy as np
 

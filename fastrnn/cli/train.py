@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 PRESET = "the preset's"
 
-# What may be given with --resume: what neither shapes the weights nor counts the steps, and more
-# epochs.
+# Settings that may be changed with --resume: more epochs, and those that affect neither the weights
+# nor the number of steps.
 RESUMED = ("epochs", "device", "backend", "checkpoint_seconds", "accumulate")
 
 
 def _tasks() -> list[str]:
-    """What a shell offers for the task."""
+    """What a shell completes for the task."""
     from fastrnn.tasks import NAMES
 
     return list(NAMES)
 
 
 def _presets() -> list[str]:
-    """What a shell offers for --preset."""
+    """What a shell completes for --preset."""
     from fastrnn import tasks
 
     return sorted({preset for name in tasks.NAMES for preset in tasks.get(name).presets})
@@ -118,15 +118,15 @@ def train(
     shift: Annotated[
         int | None,
         typer.Option(
-            help="Pixels by which training images are moved at random, at most.",
+            help="Largest random shift of training images, in pixels.",
             show_default=PRESET,
         ),
     ] = None,
     slant: Annotated[
         int | None,
         typer.Option(
-            help="Pixels by which a random slant moves the top and bottom rows of training "
-            "images, at most.",
+            help="Largest distance, in pixels, by which a random slant moves the top and bottom "
+            "rows of training images.",
             show_default=PRESET,
         ),
     ] = None,
@@ -142,8 +142,7 @@ def train(
     accumulate: Annotated[
         int | None,
         typer.Option(
-            help="Parts of a batch to work on one after the other, for batches that do not fit "
-            "into memory.",
+            help="Parts into which a batch is divided, for batches that do not fit into memory.",
             show_default="1",
         ),
     ] = None,
@@ -154,7 +153,7 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Continue this run with its own settings; with --epochs, also a finished one."
+            help="Continue this run with its own settings; --epochs extends a finished one."
         ),
     ] = None,
     tensorboard: Annotated[
@@ -164,10 +163,10 @@ def train(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Train a model on a task, or go on with a run.
+    """Train a model on a task, or continue a run.
 
-    Settings that no option gives come from the preset. A run that was stopped, in whatever way,
-    continues with --resume and ends with the same weights.
+    Settings without an option come from the preset. However a run was stopped, --resume continues
+    it, and it ends with the same weights.
     """
     from fastrnn import tasks
     from fastrnn.training import files, report
@@ -337,7 +336,7 @@ def _train(
     as_json: bool,
 ) -> None:
     """Trains in a folder until the run's end or a signal."""
-    from fastrnn.cli import runs
+    from fastrnn.cli import results
     from fastrnn.training import distributed, loop
     from fastrnn.training.interrupts import Interrupted
     from fastrnn.training.report import described, duration
@@ -348,7 +347,7 @@ def _train(
     placed = dataclasses.replace(config, device=distributed.device(config.device))
     try:
         with _watched(run, output, wanted=tensorboard) as watch:
-            summary = loop.train(task, placed, data, run, output, runs.command_line(), watch)
+            summary = loop.train(task, placed, data, run, output, results.command_line(), watch)
     except Interrupted as stop:
         output.print(f"{stop}; to continue: {_to_resume(task, run.folder)}")
         raise typer.Exit(128 + stop.number) from None

@@ -92,10 +92,10 @@ def tune(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure which backend is the fastest, for the choice to use.
+    """Measure which backend is the fastest, for later calls to use.
 
-    The times of all backends whose numbers are right are kept in a file, per device and versions.
-    Programs read it when they start; it decides for calls of about the same sizes.
+    A file for this device and these versions keeps the times of all backends whose numbers are
+    right. Programs read it when they start, and use it for calls of about the same sizes.
     """
     from fastrnn import measuring
     from fastrnn.training import report

@@ -24,7 +24,8 @@ def verify(
 ) -> None:
     """Compare a folder's files with their checksums.
 
-    What is damaged, missing or of another run is printed, a line each, and the exit status is 1.
+    Prints a line for each file that is damaged, missing or from another run; the exit status is
+    then 1.
     """
     from fastrnn.training import files
     from fastrnn.training.errors import RunError
