@@ -42,7 +42,7 @@ class Cell:
         return len(self.state_names)
 
 
-# What is saved is for the same module's backward alone, which is free to order a row's elements.
+# Only the same module's backward reads the saved tensors, so a module may order a row as it likes.
 # Saved: gates i, f, g, o after activation, and cell states.
 LSTM = Cell("lstm", 0, 4, ("h", "c"), (4, 1), 1)
 # Saved: r, z, n after activation, and m = W_hn h + b_hn, the recurrent half of n.
@@ -107,7 +107,7 @@ class KernelModule(Protocol):
         """Computes the gradients of a layer.
 
         Args:
-            cell, x, states, batch_sizes, reverse: as forward had them.
+                cell, x, states, batch_sizes, reverse: as passed to forward.
             dy: [N, H]; None stands for zeros.
             d_final: gradients of the final states, [B, H] each.
             weights: w_ih and w_hh.
@@ -125,8 +125,9 @@ class KernelModule(Protocol):
 class PixelLoop(Protocol):
     """A module of this package that runs models of binary pixels, over a whole sequence at once.
 
-    The model: L layers of H units, of which the first reads one feature, the pixel, and the others
-    the states below; and a head that gives the next pixel's logit from the last layer's state.
+    The model has L layers of H units: the first one reads one feature, the pixel, and each other
+    one reads the states of the layer below. A head computes the next pixel's logit from the last
+    layer's state.
 
     Attributes:
         DTYPES: of the weights that it can run.
@@ -150,22 +151,22 @@ class PixelLoop(Protocol):
         lengths: Tensor | None,
         thresholds: Tensor | None,
     ) -> Tensor:
-        """Reads pixels, or with thresholds draws them: 1 where their logit is above it.
+        """Reads pixels or, with thresholds, draws them: 1 where the logit is above the threshold.
 
         All tensors but ``weights`` are contiguous, and all are on one device. h, c, logit and, with
         thresholds, pixels are written in place.
 
         Args:
             cell: LSTM or GRU.
-            weights: of each layer w_ih, w_hh, b_ih and b_hh; see :class:`KernelModule`.
+            weights: w_ih, w_hh, b_ih and b_hh of each layer; see :class:`KernelModule`.
             head_weight: [1, H].
             head_bias: [1].
-            h: [L, B, H] states of the layers: in, those before; out, those after.
-            c: the same of an LSTM's cell states; None for a GRU.
-            logit: [B]: in, of the first pixel; out, of the one after the last.
+            h: [L, B, H] states of the layers: initial ones on entry, final ones on return.
+            c: [L, B, H] cell states of an LSTM, likewise; None for a GRU.
+            logit: [B]: of the first pixel on entry, of the pixel after the last one on return.
             pixels: [B, T] uint8 of 0 and 1.
-            lengths: [B] int64, non-increasing, how many pixels each sequence has, 0 to T; None for
-                T.
+            lengths: [B] int64, non-increasing, how many pixels each sequence has, 0 to T; None if
+                all have T.
             thresholds: [B, T]; None to read the pixels.
 
         Returns:

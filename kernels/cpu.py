@@ -117,7 +117,7 @@ def call(name: str, problem: ctypes.Structure, arrays: ctypes.Structure, *size: 
     """Calls ``fastrnn_cpu_<name>``.
 
     Raises:
-        RuntimeError: the call fails, or there is no library; the message has ``size`` in it.
+        RuntimeError: the call fails, or there is no library; the message contains ``size``.
     """
     library = _library()
     function = getattr(library, f"fastrnn_cpu_{name}")
@@ -156,7 +156,7 @@ def prepack(cell: Cell, sets: Sequence[Sequence[Tensor | None]]) -> Tensor:
             contiguous and of one of :data:`DTYPES`; both biases may be None.
 
     Returns:
-        uint8 [bytes], of use to this process only.
+        uint8 [bytes], which only this process can use.
 
     Raises:
         RuntimeError: there is no library.
@@ -198,7 +198,7 @@ def threads() -> int:
 
 
 def _rows(x: Tensor, width: int) -> Tensor:
-    """Room for `width` values for each row of x."""
+    """An uninitialised tensor with `width` values for each row of x."""
     return cpu_pool.empty((x.shape[0], width), x)
 
 
@@ -241,7 +241,7 @@ def backward(
     w_ih, w_hh = weights
     dx = _rows(x, x.shape[1]) if need_dx else x.new_empty(0)
     d_states = tuple([torch.empty_like(state) for state in states if need_d_states])
-    new = torch.empty_like if states[0].shape[0] else torch.zeros_like  # without rows, zeros
+    new = torch.empty_like if states[0].shape[0] else torch.zeros_like  # zeros for an empty batch
     d_bias = [new(w_ih[:, 0]) for _ in range(cell.bias_gradients)]
     d_weights = (new(w_ih), new(w_hh), *d_bias)
     arrays = _BackwardArrays(

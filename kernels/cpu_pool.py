@@ -1,13 +1,13 @@
-"""Large result and scratch tensors on CPU, in memory that is used again.
+"""Large result and scratch tensors on CPUs, in memory that is reused.
 
-The first touch of fresh memory costs a page fault and the zeroing of the page: for the activations
-that a training step saves, as much time as the kernel itself. A training loop asks for the same
-sizes again at each step, so the memory of large tensors is kept for the next request when the last
-tensor or view that uses it is gone.
+The first touch of fresh memory costs a page fault and the zeroing of the page. For the activations
+that a training step saves, this takes as much time as the kernel itself. A training loop asks for
+the same sizes in each step, so the memory of a large tensor is kept for later requests when the
+last tensor or view that uses it is gone.
 
 The pool holds at most an eighth of the machine's memory, or 1 GiB if that is more, in use and free
-together; a tensor beyond that comes from torch alone and is given back at once. A block that was
-not used in the last 256 requests is given back too. :func:`clear` gives back all that is free, and
+together; memory beyond that comes from torch and is freed at once. A free block that was not used
+in the last 256 requests is freed too. :func:`clear` frees all free blocks, and
 FASTRNN_CPU_POOL=0 in the environment switches the pool off.
 
 The tensors are torch's own, so they can be resized, shared and pickled like any other.
@@ -30,7 +30,7 @@ _IDLE_REQUESTS = 256
 
 
 def _most() -> int:
-    """Bytes that the pool holds at most."""
+    """The most bytes that the pool holds."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -43,15 +43,15 @@ class _Block:
     storage: torch.UntypedStorage
     address: int
     size: int  # bytes
-    request: int  # the last one that it served
+    request: int  # number of the last request that it served
 
 
 class Pool:
     """Memory that is handed out as tensors, and is free again when the last view is gone.
 
     Args:
-        users: how many tensors use a storage, plus one for the storage object itself.
-        most: bytes that the pool holds at most.
+        users: counts the tensors that use a storage, plus one for the storage object itself.
+        most: the most bytes that the pool holds.
     """
 
     def __init__(self, users: Callable[[torch.UntypedStorage], int], most: int) -> None:
@@ -68,12 +68,12 @@ class Pool:
             block = self._take(size)
             if block is None:
                 return torch.empty(shape, dtype=dtype, device="cpu")
-            # Still locked: from here on the tensor shows that the block is in use.
+            # Still under the lock: once the tensor exists, it marks the block as in use.
             tensor = torch.empty(0, dtype=dtype, device="cpu")
             return tensor.set_(block.storage, 0, shape)  # type: ignore[call-overload]
 
     def clear(self) -> None:
-        """Gives back all memory that no tensor uses."""
+        """Frees all memory that no tensor uses."""
         with self._lock:
             self._blocks = [block for block in self._blocks if not self._free(block)]
 
@@ -83,7 +83,7 @@ class Pool:
         return sum(block.size for block in self._blocks)
 
     def _take(self, size: int) -> _Block | None:
-        """A free block of at least this size, perhaps a new one; None beyond the bound."""
+        """A free block of at least this size, or a new one; None if the pool would be too large."""
         self._requests += 1
         self._blocks = [
             block
@@ -144,6 +144,6 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def clear() -> None:
-    """Gives back all memory of the pool that no tensor uses."""
+    """Frees all memory of the pool that no tensor uses."""
     if _pool is not None:
         _pool.clear()

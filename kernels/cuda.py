@@ -1,8 +1,8 @@
 """The native CUDA library: layers in CUDA C++ on NVIDIA GPUs.
 
 The library (``csrc/cuda/``) runs the time loop. torch projects a wide input and computes the
-gradients that are products over all rows. Work is queued on the device's current stream and nothing
-waits for it, so calls can be captured in CUDA graphs.
+gradients that are products over all rows. Calls only queue work on the device's current stream,
+without waiting for it, so they can be captured in CUDA graphs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastrnn.kernels.library import (
 from fastrnn.kernels.products import input_and_weight_gradients, product, tf32
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
-NARROW = 4  # most input features that a step projects itself
+NARROW = 4  # a step projects an input of up to this many features itself
 _LIBRARY = "fastrnn_cuda"
 _REMEDY = "install CUDA 12.8 or later with nvcc and reinstall fastrnn"
 
@@ -111,7 +111,7 @@ def _call(
     name: str, cell: Cell, rows: Rows, x: Tensor, h0: Tensor, input_size: int, reverse: bool,
     arrays: ctypes.Structure,
 ) -> None:  # fmt: skip
-    """Queue every step on the current stream of x's device; RuntimeError if that fails."""
+    """Queues every step on the current stream of x's device; raises RuntimeError on failure."""
     library = _library()
     hidden_size = h0.shape[1]
     offsets = None if rows.offsets is None else rows.offsets[5:]  # those of steps before the first

@@ -39,7 +39,7 @@ class Rows:
         return cls(steps, batch, offsets, lengths.to(x.device, non_blocking=True))
 
     def first(self, rows: Tensor, reverse: bool) -> Tensor:
-        """Of rows [N, ...], the one at which each sequence's walk starts, [B, ...]."""
+        """Each sequence's first row in the order of processing, [B, ...], from rows [N, ...]."""
         b = self.batch
         if not reverse:
             return rows[:b]
@@ -66,7 +66,7 @@ class Rows:
         return torch.where(inside, index, count + sequence)
 
     def turned(self, rows: Tensor) -> Tensor:
-        """The index [N] that turns the rows of each sequence around; twice, it changes nothing."""
+        """The index [N] that reverses the rows of each sequence; it is its own inverse."""
         count = len(rows)
         if self.offsets is None:
             return torch.arange(count, device=rows.device).view(-1, self.batch).flip(0).view(-1)

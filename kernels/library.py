@@ -26,12 +26,12 @@ def library_path(library: str) -> Path:
 
 
 def open_library(library: str, name: str, remedy: str) -> tuple[ctypes.CDLL | None, str | None]:
-    """Opens a library that its build may have left out.
+    """Opens a library that may not have been built.
 
     Args:
         library: see :func:`library_path`.
-        name: of the library in messages.
-        remedy: ends the message that says that the library is not built.
+        name: the library's name in messages.
+        remedy: what to do if it is not built; part of the message.
 
     Returns:
         The library and None, or None and why it cannot be used.
@@ -50,7 +50,7 @@ def open_library(library: str, name: str, remedy: str) -> tuple[ctypes.CDLL | No
 
 
 def _why_not_built(path: Path) -> str:
-    """The reason that the build recorded, if it did."""
+    """The reason that the build recorded, if any."""
     facts, library = path.with_name("build.json"), path.stem.removeprefix("lib")
     try:
         reason = json.loads(facts.read_text())[library].get("reason")
@@ -83,8 +83,8 @@ def addresses(*tensors: Tensor | None) -> list[int | None]:
 
 
 def pair(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """One or two tensors as two; an absent second one is None.
+    """One or two tensors as a pair, whose second entry is None if there is only one.
 
-    The native interface has a place for an LSTM's cell states, which a GRU leaves empty.
+    The native interface has a pointer for an LSTM's cell states, which is null for a GRU.
     """
     return (tensors[0], tensors[1]) if len(tensors) == 2 else (tensors[0], None)

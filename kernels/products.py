@@ -45,14 +45,14 @@ def input_and_weight_gradients(
     need_dx: bool,
     sums: Sums | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The gradients that follow from those of all gates.
+    """The gradients of the input, weights and biases, computed from those of all gates.
 
     Args:
         cell, x, h0, y, w_ih, reverse, need_dx: see :mod:`fastrnn.kernels.contract`.
         rows: where the rows of each step lie.
-        dgates: [N, 4H], before the activations: i f g o of an LSTM; n r z m of a GRU, so that the
-            input's three and the recurrent three are neighbours.
-        sums: what the kernel has summed itself, so that dgates need not be read again for it.
+        dgates: [N, 4H], before the activations: i f g o of an LSTM; n r z m of a GRU, so that both
+            the input's three blocks and the recurrent three are contiguous.
+        sums: what the kernel has summed already, so that dgates need not be read again for it.
 
     Returns:
         dx [N, I], of shape [0] unless ``need_dx``, and dw_ih, dw_hh, db (LSTM) or dw_ih, dw_hh,

@@ -159,7 +159,7 @@ def backward(
     current, states, saved = _widened(*d_final), _widened(*states), _widened(*saved)
     steps = _walk(len(x), len(states[0]), batch_sizes, reverse)
     h_before = _before(y, states[0], steps)
-    # What a step needs of the step before it: an LSTM its cell state, a GRU its h.
+    # What a step needs from the step before it: the cell state (LSTM) or h (GRU).
     before = _before(saved[1], states[1], steps) if cell.states == 2 else h_before
     da_x = x.new_empty(len(x), cell.gates * y.shape[1])
     da_h = torch.empty_like(da_x)
@@ -201,7 +201,7 @@ def _walk(
 
 
 def _replaced(state: Tensor, new: Tensor) -> Tensor:
-    """The state with its first rows new; sequences that do not run in this step keep theirs."""
+    """The state with its first rows replaced; sequences without this step keep theirs."""
     return new if len(new) == len(state) else torch.cat([new, state[len(new) :]])
 
 

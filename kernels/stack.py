@@ -1,4 +1,4 @@
-"""Whole stacks of layers on a CPU in one op, and layers in training: libfastrnn_torch by ctypes.
+"""Ops for whole stacks of layers, and for layers in training, on CPUs: libfastrnn_torch by ctypes.
 
 The library gets tensors straight from torch's dispatcher and calls the native CPU library, which
 saves the cost of Python for every layer and direction. It is built without torch; the C functions
@@ -19,14 +19,14 @@ from fastrnn.kernels.library import library_path, open_library
 
 _LIBRARY = "fastrnn_torch"
 _REMEDY = "reinstall fastrnn"
-# What the ops return is empty for a call that must go through Python: one that the library does not
-# support, with arguments that do not fit, or for which the choice is another backend.
+# The ops return an empty list for a call that must go through Python: one that the library does not
+# support, whose arguments do not fit together, or for which another backend was chosen.
 SCHEMAS = (
     "stack(Tensor input, Tensor[] states, Tensor[] weights, int options) -> Tensor[]",
     "packed_stack(Tensor input, Tensor batch_sizes, Tensor[] states, Tensor[] weights, int options)"
     " -> Tensor[]",
-    # Of frozen layers. `weights` is what kernels.cpu.prepack returns. `output` is empty or has room
-    # for the output, which is then not returned.
+    # For frozen layers. `weights` is what kernels.cpu.prepack returns. If `output` holds a tensor,
+    # the output is written to it and not returned.
     "frozen_stack(Tensor input, Tensor[] states, Tensor weights, Tensor(a!)[] output, int options)"
     " -> Tensor[]",
     "frozen_packed_stack(Tensor input, Tensor batch_sizes, Tensor[] states, Tensor weights,"
@@ -70,7 +70,7 @@ class _StackCall(ctypes.Structure):
 
 _Choose = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_StackCall))
 _library: ctypes.CDLL | None = None
-_kept: list[Any] = []  # what the library has the address of
+_kept: list[Any] = []  # objects whose addresses the library holds
 
 
 def options(
@@ -97,7 +97,7 @@ def layer_options(
         gru, biases, reverse, batch_first, packed: of the layer and its input.
         need_dx: whether backward returns dx.
         projected: whether the layer has w_hr.
-        given: whether the gradients of y, h and c are, the others being zeros.
+        given: whether the gradients of y, h and c are given; the others are zeros.
         need_d_states: whether backward returns the gradients of the initial states.
     """
     number = gru | biases << 1 | reverse << 2 | batch_first << 3 | packed << 4 | need_dx << 5
@@ -112,7 +112,7 @@ def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | Non
 
     Args:
         torch_library: path of a library that contains, or depends on, libtorch_cpu.
-        choose: whether the native CPU library shall run a call; see :func:`forget_choices`.
+        choose: says whether the native CPU library should run a call; see :func:`forget_choices`.
 
     Returns:
         Why the ops cannot be used; None if they can.
@@ -139,7 +139,7 @@ def enable(torch_library: str, choose: Callable[[StackCall], bool]) -> str | Non
         fields = call.contents
         try:
             return choose(StackCall(*(getattr(fields, name) for name in StackCall._fields)))
-        except Exception:  # no exception can pass through C; Python's path raises it again
+        except Exception:  # exceptions cannot pass through C; the path through Python raises it
             return 0
 
     functions = (ctypes.c_void_p * len(names))(*[_address(getattr(torch, name)) for name in names])
@@ -163,6 +163,6 @@ def _address(function: Any) -> int:
 
 
 def forget_choices() -> None:
-    """Makes the ops ask again; for whoever changes what the choice depends on."""
+    """Makes the ops choose again; call it after changing what the choice depends on."""
     if _library is not None:
         _library.fastrnn_torch_forget()

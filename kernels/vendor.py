@@ -1,6 +1,6 @@
 """torch's own layers (oneDNN, cuDNN, ATen) behind the contract, for graphs that run anywhere.
 
-torch keeps what its backward needs to itself, so a call that saves is the reference's.
+torch does not hand out what its backward needs, so the reference runs the calls that save.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def forward(
     batch = states[0].shape[0]
     if save or not len(x):
         return reference.forward(cell, x, states, weights, batch_sizes, reverse, save)
-    # torch has no layer that walks backwards only: turn every sequence around, and the output back.
+    # torch has no layer that only runs backwards: reverse every sequence, and then the output.
     turned = Rows.of(x, batch, batch_sizes).turned(x) if reverse else None
     if turned is not None:
         x = x[turned]

@@ -106,15 +106,15 @@ FASTRNN_API int fastrnn_cpu_backward_projected(const fastrnn_problem *,
                                                const fastrnn_backward_arrays *, const void *w_hr,
                                                void *dw_hr /* [P, H] */, int64_t proj_size);
 /* For a layer that runs many times with the same weights: its weights and biases in the order in
- * which the kernels of the instruction set in use read them. Of the problem, cell, dtype,
- * input_size and hidden_size count, and of the arrays, weights and biases. */
+ * which the kernels of the instruction set in use read them. Only the problem's cell, dtype,
+ * input_size and hidden_size are read, and only the weights and biases of the arrays. */
 FASTRNN_API int64_t fastrnn_cpu_prepacked_bytes(const fastrnn_problem *); /* -1 if it is invalid */
 /* Writes them to `prepacked`, aligned to 64 bytes. They may be moved, but only this process can
  * read them. */
 FASTRNN_API int fastrnn_cpu_prepack(const fastrnn_problem *, const fastrnn_forward_arrays *,
                                     void *prepacked);
-/* A forward call that takes weights and biases from `prepacked`, whose kernels it runs. Those of
- * the arrays are not read. */
+/* A forward call that reads weights and biases from `prepacked` instead of the arrays. It runs the
+ * kernels of the instruction set that they were packed for. */
 FASTRNN_API int fastrnn_cpu_forward_prepacked(const fastrnn_problem *,
                                               const fastrnn_forward_arrays *,
                                               const void *prepacked);

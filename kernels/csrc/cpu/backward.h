@@ -177,8 +177,8 @@ class Backward : BackwardScratch<Cell, S> {
     return count;
   }
 
-  // Turns dh_, with dy, into the gradients of m of a step: those of h times w_hr. They are kept for
-  // the gradient of w_hr. The step's rows begin at `row`, and in the chunk at n.
+  // Adds dy to dh_ and multiplies the sum by w_hr, which gives the gradients of a step's m. The sum
+  // is kept for the gradient of w_hr. The step's rows begin at `row`, and at n in the chunk.
   void projected_gradients(int64_t row, int64_t n, int64_t count) const {
     const S *dy = static_cast<const S *>(arrays_.dy);
     for (int64_t r = 0; r < count; ++r)
@@ -206,7 +206,7 @@ class Backward : BackwardScratch<Cell, S> {
 
   // Computes the gate gradients of one row, which is row n of the chunk. On entry dh_ and dc_ hold
   // the gradients of the new state (with a projection, dm_ holds those of m); on return, those of
-  // the old state, but for the recurrent product.
+  // the old state, except for the recurrent product.
   void pointwise(int64_t row, int64_t b, const S *c_old, int64_t n) const {
     const C *h_old = own_.h + n * ld_h_;
     C *d = group_.d + n * ld_d_, *carried = (projects_ ? dm_ : dh_) + b * padded_hidden_;
@@ -268,9 +268,9 @@ class Backward : BackwardScratch<Cell, S> {
     }
   }
 
-  // Adds products over n rows to dw_hh [G*H, P], unless it is stored transposed to dw_ih [G*H, I],
-  // and with a projection to dw_hr [P, H], whose rows are ld_hh, ld_ih and ld_hr apart; or stores
-  // them.
+  // Adds products over n rows to dw_hh [G*H, P], to dw_ih [G*H, I] unless that is stored
+  // transposed, and with a projection to dw_hr [P, H]. Their rows are ld_hh, ld_ih and ld_hr apart.
+  // Without `accumulate`, it stores the products instead.
   template <class Out>
   void add_weights(Out *dw_hh, int64_t ld_hh, Out *dw_ih, int64_t ld_ih, Out *dw_hr, int64_t ld_hr,
                    int64_t n, bool accumulate) const {

@@ -9,7 +9,7 @@ constexpr int64_t kChunkBytes = 512 << 10;  // of gate gradients per chunk and r
 constexpr int64_t kMinChunkRows = 192;      // fewer would move the sums of large weights too often
 constexpr int64_t kMaxChunkRows = 1024;
 constexpr int64_t kNarrowGradient = 8;  // widest input for which dw_ih is stored transposed
-constexpr int64_t kFewRows = 12;        // so few do not pay for packing the weights
+constexpr int64_t kFewRows = 12;        // up to this many rows, packing the weights does not pay
 
 template <class Cell, class S>
 class BackwardScratch : protected Share<S> {
@@ -22,14 +22,13 @@ class BackwardScratch : protected Share<S> {
   // A row of gate gradients has four blocks of padded_hidden columns. The product with W_hh uses
   // the first G blocks, the product with W_ih the last G.
   static constexpr int kBlocks = 4, kInputBlock = kBlocks - G;
-  static constexpr bool kMayProject = Cell::kHasCell;
 
   BackwardScratch(const Job &job, int thread, char *block)
       : Base(job, thread), arrays_(*job.backward), padded_hidden_(panels_ * lanes),
         padded_state_(state_panels_ * lanes), input_panels_((I + lanes - 1) / lanes),
         padded_input_(input_panels_ * lanes), packs_(walk_.batch * walk_.steps > kFewRows),
         recurs_(walk_.steps > 1 || arrays_.dh0), narrow_(I <= kNarrowGradient),
-        projects_(kMayProject && job.w_hr), ld_x_(narrow_ ? I + 1 : padded_input_ + kLine),
+        projects_(kMayProject<Cell> && job.w_hr), ld_x_(narrow_ ? I + 1 : padded_input_ + kLine),
         ld_h_(padded_state_ + kLine), ld_m_(padded_hidden_ + kLine),
         ld_d_(kBlocks * padded_hidden_ + kLine) {
     const int64_t sequences = this->max_sequences();

@@ -14,11 +14,11 @@
 namespace fastrnn::FASTRNN_LEVEL {
 
 constexpr int64_t kNarrowInput = 32;  // widest input that each step always projects itself
-constexpr int64_t kJoinedRows = kRegisters < 32 ? 3 : 12;  // from so many rows on, any input
-constexpr int64_t kJoinedSavedRows = 9;          // in training, where only inference has tall tiles
+constexpr int64_t kJoinedRows = kRegisters < 32 ? 3 : 12;  // from this many rows up, any input
+constexpr int64_t kJoinedSavedRows = 9;  // the same in training, where inference has taller tiles
 constexpr int64_t kProjectionBytes = 512 << 10;  // of projections computed ahead, per thread
-// More weights than these come from memory at each step. Those of the input then serve more steps
-// at a time, unless a step has many rows.
+// Weights of more bytes than this are read from memory in each step. Then the input's weights are
+// used for more steps at a time, unless a step has many rows.
 constexpr int64_t kFarWeights = 16 << 20, kFarProjectionBytes = 4 << 20, kFarRows = 24;
 constexpr int64_t kMaxCachedBytes = 4 << 20;  // of results that stay in a cache until they are read
 
@@ -39,7 +39,6 @@ class Forward : Share<S> {
   // Where registers are few, a tile of half of an LSTM's gates at a time has twice as many rows and
   // reads the weights half as often.
   static constexpr int kTallTile = kRegisters < 32 && G == 4 ? tile_rows(2) : kTile;
-  static constexpr bool kMayProject = Cell::kHasCell;
 
  public:
   static size_t scratch(const Job &job) { return Forward(job, 0, nullptr).used_; }
@@ -49,7 +48,7 @@ class Forward : Share<S> {
   Forward(const Job &job, int thread, char *block)
       : Base(job, thread), arrays_(*job.forward), prepacked_(job.prepacked),
         in_place_(job.in_place && !prepacked_), joined_(joins_input()),
-        projects_(kMayProject && job.w_hr), tall_(!arrays_.gates && !far_weights()),
+        projects_(kMayProject<Cell> && job.w_hr), tall_(!arrays_.gates && !far_weights()),
         streams_(streams_results()), streams_gates_(streams_gates()) {
     Arena arena(block);
     const PackedWeights<Cell, S> ready(job.prepacked, H, I);
@@ -94,8 +93,8 @@ class Forward : Share<S> {
     if (streams_ || streams_gates_) fence();
   }
 
-  // Whether a step projects its own input, which saves writing and reading the results: of a narrow
-  // input, and where the rows of one step are enough for the weights that are read.
+  // Whether a step projects its own input, so that projections need not be written and read again.
+  // It does if the input is narrow, or if a step has enough rows to be worth reading the weights.
   bool joins_input() const {
     const bool saves = kTallTile > kTile && arrays_.gates;
     const int64_t enough = far_weights() ? kFarRows : saves ? kJoinedSavedRows : kJoinedRows;
@@ -119,9 +118,8 @@ class Forward : Share<S> {
     return bytes * (arrays_.gates ? 5 : 1) > kMaxCachedBytes;
   }
 
-  // Packs what all threads share: biases into [panels][4][lanes], and weights. Where a panel
-  // belongs to one thread, that thread packs it when it first uses it, and then finds it in its
-  // cache.
+  // Packs what all threads share: biases into [panels][4][lanes], and weights. If a panel belongs
+  // to one thread, that thread packs it when it first uses it, so that it is in the thread's cache.
   void pack() {
     const S *b_ih = static_cast<const S *>(arrays_.b_ih),
             *b_hh = static_cast<const S *>(arrays_.b_hh);
@@ -311,9 +309,9 @@ class Forward : Share<S> {
     }
     C *h_new = projects_ ? m_ : h_[~s & 1];
     const int64_t n = units_in(p), first_row = walk_.offset(walk_.time(s)) + b;
-    // The cache lines of the results are not in cache yet: prefetch those of the next step.
+    // The results' cache lines are not in cache yet: prefetch those of the next step.
     const int64_t next_row = s + 1 < walk_.steps ? walk_.offset(walk_.time(s + 1)) + b : first_row;
-    // Inlined always: otherwise acc has an address, and is in memory during the products.
+    // Always inlined: otherwise acc would need an address, and be in memory during the products.
     const auto open = [&](int i, Vec<C>(&gate)[4], Vec<C> &c) __attribute__((always_inline)) {
       if (!streams_ && !projects_)
         __builtin_prefetch(static_cast<S *>(arrays_.y) + (next_row + i) * H + p * lanes, 1);
@@ -327,7 +325,7 @@ class Forward : Share<S> {
     };
     const auto close = [&](int i, Vec<C>(&gate)[4], Vec<C> c) __attribute__((always_inline)) {
       const int64_t state = ((b + i) * panels_ + p) * lanes, row = first_row + i;
-      Vec<C> h{};  // the old h of the same unit matters to a GRU alone
+      Vec<C> h{};  // only a GRU needs the old h of the same unit
       if constexpr (!Cell::kHasCell) h = load(h_old + state);
       h = Cell::close(gate, h, c);
       store(h_new + state, h);
@@ -339,13 +337,13 @@ class Forward : Share<S> {
       if constexpr (Cell::kHasCell)
         put<1>(static_cast<S *>(arrays_.cells) + row * H + p * lanes, c, n, streams_);
     };
-    if constexpr (kSaves && kRegisters >= 32) {  // the results of a tall tile would leave registers
+    if constexpr (kSaves && kRegisters >= 32) {  // a tall tile's results would not fit in registers
       for (int i = 0; i < R; ++i) {
         Vec<C> gate[4], c{};
         open(i, gate, c);
         close(i, gate, c);
       }
-    } else {  // a row alone would wait for one function after the other
+    } else {  // with one row at a time, each function would wait for the one before
       Vec<C> gate[R][4], c[R];
       for (int i = 0; i < R; ++i) open(i, gate[i], c[i]);
       for (int i = 0; i < R; ++i) close(i, gate[i], c[i]);
@@ -384,8 +382,9 @@ class Forward : Share<S> {
   const bool in_place_;  // whether weights are read as they lie, not packed
   const bool joined_;    // whether a step projects its own input
   const bool projects_;  // whether h is a projection of the step's results
-  const bool tall_;      // whether tiles are: not with results to save, nor of far weights
-  const bool streams_, streams_gates_;  // whether stores of y and cells, of gates, bypass caches
+  const bool tall_;      // whether tiles are tall: in inference, unless the weights are far
+  const bool streams_,
+      streams_gates_;  // whether stores bypass the caches: of y and cells; of gates
   bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;

@@ -32,8 +32,8 @@ constexpr int rows_together(int R) {
 }
 
 // Element j of acc[i][g] += the product of row i of a and row j of w's block g, both `depth` long
-// (at least a vector), where blocks are `block` elements apart. Elements beyond a block's `units`
-// rows become undefined. The order of the sums does not depend on R.
+// (at least a vector); blocks are `block` elements apart. Elements beyond a block's `units` rows
+// are undefined. The order of the sums does not depend on R.
 template <int R, int G, class C, class S>
 FASTRNN_INLINE void multiply_in_place(Vec<C> (&acc)[R][G], Lhs<C> a, const S *w, int64_t block,
                                       int64_t units, int64_t depth) {

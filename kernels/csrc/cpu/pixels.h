@@ -38,7 +38,7 @@ class Pixels {
         panels_((H + lanes - 1) / lanes), head_(reinterpret_cast<C *>(weights)),
         states_(reinterpret_cast<C *>(block)) {}
 
-  // Every layer gets as much memory as one that reads states; the first, which reads pixels, too.
+  // Every layer gets as much memory as one that reads states, even the first, which reads pixels.
   int64_t weight_slot() const { return panels_ * (2 * H * G + 4) * lanes; }
   int64_t state_slot() const { return 3 * kPixelRows * panels_ * lanes; }
 

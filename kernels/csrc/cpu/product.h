@@ -145,8 +145,8 @@ struct Product {
                              [&](auto width) { f(width, v0); });
   }
 
-  // A small right-hand operand stays in cache, and out is then written from top to bottom. Of a
-  // large one, a block stays in cache for all rows.
+  // A small right-hand operand stays in cache, so out is written from top to bottom. Of a large
+  // operand, one block at a time stays in cache for all rows.
   __attribute__((noinline)) void run() const {
     if (depth < 1) return;
     if constexpr (Transposed)
@@ -188,7 +188,7 @@ struct Product {
         rows, [&](auto height, int64_t row) { tile<decltype(height)::value, V>(row, v0); });
   }
 
-  // Of `width` vectors of the right-hand operand.
+  // The size of `width` vectors of the right-hand operand.
   FASTRNN_INLINE int64_t bytes(int64_t width) const {
     return depth * segments * width * int64_t(sizeof(Vec<C>));
   }

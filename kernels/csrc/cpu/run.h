@@ -13,8 +13,8 @@
 
 namespace fastrnn {
 
-// Requests 2 MiB pages for a large array: the first write to each page is a page fault, and with 4
-// KiB pages those are slow.
+// Requests 2 MiB pages for a large array. The first write to each page causes a page fault, which
+// is slow with 4 KiB pages.
 inline void prefer_large_pages(void *data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = 2 << 20;

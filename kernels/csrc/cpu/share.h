@@ -7,6 +7,10 @@
 
 namespace fastrnn::FASTRNN_LEVEL {
 
+// Whether a layer of this cell can have a projection. If not, the compiler drops the code for it.
+template <class Cell>
+constexpr bool kMayProject = Cell::kHasCell;
+
 template <class S>
 class Share {
  protected:
@@ -41,9 +45,9 @@ class Share {
   }
   int64_t max_panels() const { return (panels_ + columns_ - 1) / columns_; }
 
-  // The number of real, not padded, hidden units in panel p.
+  // The number of real (not padding) hidden units in panel p.
   int64_t units_in(int64_t p) const { return H - p * lanes < lanes ? H - p * lanes : lanes; }
-  // The same of the elements of h in panel q.
+  // The same for the elements of h in panel q.
   int64_t features_in(int64_t q) const { return P - q * lanes < lanes ? P - q * lanes : lanes; }
 
   // Where the saved gates of panel p begin in an array of rows of 4 * H elements: the panels follow

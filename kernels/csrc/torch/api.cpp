@@ -118,7 +118,7 @@ const char *fastrnn_torch_ops(void) {
 }
 
 int fastrnn_torch_register(void) {
-  // The library object is kept: to delete it would take the kernels away again.
+  // The library object is kept, because deleting it would unregister the kernels.
   LibraryHandle library = nullptr;
   const auto &t = fastrnn::torch;
   bool failed = t.aoti_torch_library_init_impl("fastrnn", "CompositeExplicitAutograd",

@@ -1,4 +1,4 @@
-// The choices that were made, by call.
+// Remembers for each call which choice was made.
 #pragma once
 
 #include <string.h>
@@ -10,8 +10,8 @@
 
 namespace fastrnn {
 
-// Remembers what a function answers, unless forget() was called meanwhile: what it depends on may
-// have changed. Bounded: when full, it starts again.
+// Caches a function's answers. An answer is not kept if forget() was called while the function ran,
+// because what it depends on may have changed. A full cache is emptied.
 class Choices {
  public:
   bool operator()(const fastrnn_torch_call &call, fastrnn_torch_choose choose) {
@@ -22,7 +22,7 @@ class Choices {
       const auto found = known_.find(call);
       if (found != known_.end()) return found->second;
     }
-    const bool answer = choose(&call) != 0;  // without the lock: it waits for Python's
+    const bool answer = choose(&call) != 0;  // without the lock, because it waits for Python's lock
     const std::lock_guard<std::mutex> lock(mutex_);
     if (forgotten_ != forgotten) return answer;
     if (known_.size() >= kMost) known_.clear();

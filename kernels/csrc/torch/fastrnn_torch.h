@@ -21,8 +21,8 @@ typedef struct {
   int64_t proj_size;                             /* 0: no projection */
 } fastrnn_torch_call;
 
-/* Returns whether libfastrnn_cpu shall run a call. Called once for each different call, then
- * remembered. */
+/* Returns whether libfastrnn_cpu should run a call. It is called once for each different call, and
+ * its answer is cached. */
 typedef int (*fastrnn_torch_choose)(const fastrnn_torch_call *);
 /* The functions of libfastrnn_cpu, without their prefix, that run layers. */
 typedef struct {

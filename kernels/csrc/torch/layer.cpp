@@ -104,7 +104,7 @@ class Layer {
     *data = tensor.data;
     return true;
   }
-  // The same of rows of y that have x's axes.
+  // The same for y or dy, which has x's axes.
   bool take_like_x(const void **data) {
     Tensor &tensor = *next_++;
     if (!tensor.describe() || tensor.dtype != size_.own_dtype || tensor.dim != x_->dim)
@@ -165,7 +165,7 @@ class Layer {
     return make({options_.gates() * size_.hidden}, tensor, data);
   }
 
-  // Of the largest result that has rows.
+  // The size of the largest result that has rows.
   int64_t most_bytes() const {
     return size_.rows * std::max(4 * size_.hidden, size_.features) * size_.element_bytes();
   }
@@ -180,7 +180,7 @@ class Layer {
     return problem;
   }
 
-  // Those that were made.
+  // Moves the tensors that were made into the results.
   static void move(std::initializer_list<Tensor *> made, std::vector<Tensor> *results) {
     for (Tensor *tensor : made)
       if (tensor->data) results->push_back(std::move(*tensor));

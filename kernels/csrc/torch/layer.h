@@ -9,8 +9,8 @@
 
 namespace fastrnn {
 
-// How a layer is called, from the op's `options`. has_ says which gradients are given, the others
-// being zeros, and need_ which ones backward returns beside those of the weights and biases.
+// How a layer is called, from the op's `options`. has_ says which gradients are given (the others
+// are zeros), and need_ which ones backward returns besides those of the weights and biases.
 struct LayerOptions {
   bool gru, biases, reverse, batch_first, packed, need_dx, projected, has_dy, has_dh_n, has_dc_n,
       need_d_states;

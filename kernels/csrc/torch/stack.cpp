@@ -91,7 +91,7 @@ class Stack {
   }
 
   bool chosen() const {
-    // A projected layer has no other kernel that takes as little time.
+    // For a projected layer, every other kernel takes longer.
     if (output_bytes() >= kMostBytes && !projected()) return false;
     const fastrnn_torch_call call = {cell(),         size_.dtype,  context_.threads,
                                      a_.packed,      size_.steps,  size_.batch,
