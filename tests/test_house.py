@@ -176,12 +176,9 @@ def test_import_loads_nothing_that_only_the_tasks_need() -> None:
 # ---- each backend's name stands in its record, and nowhere else
 
 DEVICE = re.compile(r"device|\.type\b")  # torch's device types have some of the same names
-SAME_WORD = {
+SAME_WORD = {  # strings that equal a backend's name and mean something else
     "fastrnn/cli/info.py": {"torch", "cuda"},  # versions
-    "fastrnn/info.py": {
-        "torch",
-        "cuda",
-    },  # versions  # strings that are equal to a backend's name and mean something else
+    "fastrnn/info.py": {"torch", "cuda"},  # versions
     "fastrnn/training/checkpoints.py": {"cpu", "cuda"},  # random states of devices
     "fastrnn/training/distributed.py": {"cpu", "cuda"},  # settings of the device
     "fastrnn/tasks/initialisation.py": {"torch"},  # torch's own initial weights

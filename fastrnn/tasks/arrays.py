@@ -1,4 +1,4 @@
-"""An array in a file of the user's: its header is checked before its values are read."""
+"""Reads an array from a user's file, after checking the file's header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completion: the last pixels of test images, drawn from a pixel model and judged by it."""
+"""Completion: draws the last pixels of test images from a pixel model, and scores them by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching MNIST from torchvision's mirrors; an interrupted download goes on where it stopped."""
+"""Fetching MNIST from torchvision's mirrors; an interrupted download resumes where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in arrays of the user's, of any shape and dtype, as the pixels that a model reads."""
+"""Turns a user's images, in arrays of any shape and dtype, into the pixels that a model reads."""
 
 from __future__ import annotations
 

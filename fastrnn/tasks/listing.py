@@ -1,4 +1,4 @@
-"""Runs at a glance: where each stands, and the best that it has reached."""
+"""Lists runs, with the state and the best figure of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of digits in files of the user's, made to look like a dataset's images.
+"""Turns a user's pictures of digits into images like those of a dataset.
 
 A picture may be a photograph, a scan or a drawing of one digit, dark on light or light on dark.
 MNIST's images are digits that were scaled to fit into 20 x 20 pixels and shifted so that their

@@ -229,7 +229,7 @@ def load(
     device: str | torch.device | None,
     warn: Callable[[str], None] = opening.print_warning,
 ) -> TrainedModel:
-    """As :func:`fastrnn.tasks.load`; ``warn`` is told of what is wrong and does not matter."""
+    """As :func:`fastrnn.tasks.load`; calls ``warn`` with problems that do not prevent loading."""
     folder = Path(run)
     wanted = None if device is None else str(device)
     if wanted is not None and (missing := PixelConfig(device=wanted).missing_device):

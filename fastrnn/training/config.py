@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 def suggestion(given: object, names: Iterable[str]) -> str:
-    """``; did you mean NAME?`` if a name is close to what was given, else nothing."""
+    """``; did you mean NAME?`` if a name resembles what was given, otherwise an empty string."""
     close = difflib.get_close_matches(str(given), list(names), 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -112,7 +112,7 @@ class Config:
 
     @classmethod
     def from_json(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-        """The settings stored in a config.json; those that older runs lack have their defaults.
+        """The settings stored in a config.json; settings that older runs lack get their defaults.
 
         Raises:
             ConfigError: a setting is unknown, missing or invalid.

@@ -1,7 +1,7 @@
 """Training by several processes, which torchrun starts. A single process is a group of one.
 
 Every process makes the same random draws for a whole batch and then works on its share of it. So
-the numbers are those of one process, and a run can be resumed by another number of them.
+the numbers are those of one process, and a run can be resumed with a different number of processes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def device(wanted: str) -> str:
 def share(count: int) -> tuple[Tensor, Tensor]:
     """Which of ``count`` examples are this process's, as torch's DistributedSampler deals them.
 
-    The sampler repeats examples so that all shares are of one size; the repeated ones get weight 0.
+    The sampler repeats examples so that all shares have the same size; repeated ones get weight 0.
 
     Returns:
         Their places [N] int64, and their weights [N] float32.

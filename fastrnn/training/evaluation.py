@@ -24,7 +24,7 @@ def restore_model(task: Task, config: Config, dataset: Any, run: Run) -> nn.Modu
     Args:
         task: of the run.
         config: the run's settings.
-        dataset: the task's data, or as much of it as its models are made from.
+        dataset: the task's data, or the part of it that its models depend on.
         run: must have finished its first epoch.
 
     Raises:

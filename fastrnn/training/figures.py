@@ -71,7 +71,7 @@ def draw(make: Callable[[], Figure], path: Path, warn: Callable[[str], None]) ->
 
     No result depends on a picture. Returns whether it was written.
     """
-    # That its cache cannot be written costs time alone.
+    # matplotlib warns if it cannot write its cache, which only costs time.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib as mpl

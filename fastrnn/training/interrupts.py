@@ -32,9 +32,9 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def immediate() -> Iterator[None]:
-    """In the block, a signal ends the process: what :func:`cleanup` names is done, and no more.
+    """In the block, a signal ends the process after the actions that :func:`cleanup` registered.
 
-    The exit status is 128 plus the signal's number. The process does not unwind, for a signal can
+    The exit status is 128 plus the signal's number. No exception is raised, because a signal can
     arrive in code that prints or swallows exceptions.
     """
     with _handled(_end):
@@ -55,7 +55,7 @@ def cleanup(action: Callable[[], object]) -> Iterator[None]:
 def postponed() -> Iterator[None]:
     """In the block, which must be short, a signal that ends the process waits for the block's end.
 
-    That is for code that makes something and names its :func:`cleanup`.
+    Use it for code that creates something and registers its :func:`cleanup`.
     """
     global _postponing  # noqa: PLW0603
     _postponing += 1

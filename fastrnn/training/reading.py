@@ -1,4 +1,4 @@
-"""Opening files that a user names: what is no file, or too large to be right, is not read."""
+"""Opening files that a user names, if they are regular files and not too large to be right."""
 
 from __future__ import annotations
 
