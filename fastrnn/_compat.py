@@ -79,6 +79,15 @@ def has_dispatch_mode() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
+def functions_are_watched() -> bool:
+    """Whether a torch_function mode (torch.set_default_device is one) or a profiler sees each call.
+
+    torch has no public tests. If one of the names goes: return True, and patched layers are called
+    by way of torch's functions, which costs some microseconds.
+    """
+    return torch._C._len_torch_function_stack() > 0 or torch._C._autograd._profiler_enabled()
+
+
 def is_batched_gradient(tensor: Tensor) -> bool:
     """Whether a gradient is one of torch.autograd.grad's with is_grads_batched.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn._compat import InPlaceChanges
+from fastrnn._compat import InPlaceChanges, not_compiled
 from fastrnn.kernels import reference
 from fastrnn.kernels.contract import Cell
 
@@ -92,7 +92,7 @@ def formula_of(
         d_biases = of_biases(db, given=b_ih is not None)
         return (dx if need_dx else None, *d_others, *d_biases, *NO_GRADIENTS)
 
-    return backward
+    return not_compiled(backward)  # by whoever compiles a call of Tensor.backward()
 
 
 def of_biases(db: Sequence[Tensor], *, given: bool) -> tuple[Tensor | None, Tensor | None]:

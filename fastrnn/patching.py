@@ -28,6 +28,7 @@ from fastrnn import backends, choice, functional, inference, measured
 from fastrnn._compat import (
     composite,
     forget_dispatch,
+    functions_are_watched,
     has_dispatch_mode,
     has_kernel,
     layer_function,
@@ -216,8 +217,8 @@ def _function(cell: str) -> Callable[..., Any]:
     own = {operator: composite(operator) for operator in kinds.values()}
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or kwargs or len(args) != 9:
-            return original(*args, **kwargs)
+        if kwargs or len(args) != 9 or torch.compiler.is_compiling() or functions_are_watched():
+            return original(*args, **kwargs)  # which calls our kernel by way of the dispatcher
         operator = kinds[isinstance(args[1], Tensor) and not isinstance(args[3], bool)]
         return _run(operator, own[operator], original, args)
 
@@ -230,7 +231,7 @@ def _step_function(cell: str) -> Callable[..., Any]:
     original, count = layer_function(f"{cell}_cell"), 2 if cell == "lstm" else 1
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) != 6 or not choice.is_ordinary():
+        if kwargs or len(args) != 6 or not choice.is_ordinary() or functions_are_watched():
             return original(*args, **kwargs)
         input, hx, *weights = args
         states = tuple(hx) if isinstance(hx, list | tuple) else (hx,)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from fastrnn import choice, eager, layer_ops
-from fastrnn._compat import transforms_active
+from fastrnn._compat import not_compiled, transforms_active
 from fastrnn.gradients import NO_GRADIENTS, gradients_by_autograd, of_biases, setup_context_of
 from fastrnn.kernels.contract import LSTM
 from fastrnn.kernels.layout import Rows
@@ -132,6 +132,7 @@ class _Trained(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @not_compiled
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         everything = ctx.saved_tensors
         *tensors, batch_sizes, y = everything[:10]

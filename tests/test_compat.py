@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
@@ -283,6 +284,15 @@ def test_what_disturbs_a_call_is_noticed() -> None:
     torch.jit.trace(note, x, check_trace=False)
     assert seen == [False] * 5
     assert _compat.is_undisturbed()
+
+
+def test_what_watches_functions_is_noticed() -> None:
+    assert not _compat.functions_are_watched()
+    with torch.device("cpu"):
+        assert _compat.functions_are_watched()
+    with profile(activities=[ProfilerActivity.CPU]):
+        assert _compat.functions_are_watched()
+    assert not _compat.functions_are_watched()
 
 
 def test_kernels_are_looked_up_anew() -> None:

@@ -17,10 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
-from fastrnn import _compat, backends, functional, inference, patching
+from fastrnn import _compat, backends, functional, inference, layer_ops, patching
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -314,6 +316,40 @@ def test_modes_that_watch_operators_see_torchs(name: str, calls: list[str]) -> N
     assert not calls
 
 
+class Functions(TorchFunctionMode):
+    """The functions that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "LSTMCell", "GRUCell"])
+def test_modes_that_watch_functions_see_torchs(name: str, calls: list[str]) -> None:
+    module, seen = layer(name), []
+    x = data()[0] if "Cell" in name else data()
+    for patch in (contextlib.nullcontext, fastrnn.patch_torch):
+        with patch(), torch.no_grad(), Functions() as mode:
+            module(x)
+        seen.append(mode.seen)
+    assert seen[0] == seen[1]
+    assert {"lstm", "gru", "lstm_cell", "gru_cell"} & set(seen[0])
+    assert calls == [name.lower()] * ("Cell" not in name)  # in spite of the mode
+
+
+@layers
+def test_a_profile_shows_torchs_operator(name: str, calls: list[str]) -> None:
+    module = layer(name)
+    with fastrnn.patch_torch(), profile(activities=[ProfilerActivity.CPU]) as found:
+        module(data())
+    assert f"aten::{name.lower()}" in {event.name for event in found.events() or ()}
+    assert calls == [name.lower()]
+
+
 @layers
 def test_an_exported_graph_is_torchs(name: str, calls: list[str]) -> None:
     module, x, graphs = First(layer(name)).eval(), data(), []
@@ -346,6 +382,33 @@ def test_compiled_models_leave_the_layers_out_of_their_graphs(name: str) -> None
         close(results(Tupled(compiled), x), wanted)
         close(results(Tupled(compiled), x), wanted)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("name", "projection"),
+    [("LSTM", {}), ("GRU", {}), ("LSTM", {"proj_size": 3})],
+    ids=["LSTM", "GRU", "projected LSTM"],
+)
+def test_a_compiled_training_step_runs_backward_as_it_is(
+    name: str, projection: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x, traced = layer(name, **projection), data(), []
+    backward = layer_ops.backward
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        traced.append(torch.compiler.is_compiling())
+        return backward(*args, **kwargs)
+
+    monkeypatch.setattr(layer_ops, "backward", noting)
+
+    def step() -> None:
+        module(x)[0].square().sum().backward()
+
+    torch._dynamo.reset()
+    with fastrnn.patch_torch(), fastrnn.backend("cpu"):
+        torch.compile(step, backend="aot_eager")()
+    torch._dynamo.reset()
+    assert traced == [False]
 
 
 @layers
