@@ -127,8 +127,8 @@ def backend_of(call: backends.Call, tensors: tuple[Tensor, ...], leave_open: boo
     """
     input = tensors[0]
     special = not torch.compiler.is_compiling() and not are_plain(tensors)
-    if special and any(_overrides_functions(type(t)) for t in tensors):
-        return VENDOR  # such a class handles torch's own functions only
+    if special and any(_knows_torch_alone(type(t)) for t in tensors):
+        return VENDOR
     if input.layout != torch.strided:
         return VENDOR
     if input.numel() == 0 or any(_differs(t, input) for t in tensors):
@@ -154,6 +154,15 @@ def _overrides_functions(kind: type[Tensor]) -> bool:
     """Whether a class of tensors handles torch's functions itself, as ExpandedWeight does."""
     function = getattr(kind.__torch_function__, "__func__", None)
     return function not in (None, getattr(Tensor.__torch_function__, "__func__", None))
+
+
+def _knows_torch_alone(kind: type[Tensor]) -> bool:
+    """Whether a class of tensors answers to torch's functions or operators, not to ours.
+
+    Those that wrap tensors, as DTensor does, have the methods by which torch.compile unwraps them;
+    fake tensors, which know our operators, have not.
+    """
+    return _overrides_functions(kind) or hasattr(kind, "__tensor_flatten__")
 
 
 def _differs(tensor: Tensor, input: Tensor) -> bool:

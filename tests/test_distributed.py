@@ -54,6 +54,10 @@ def test_fully_shard(folder: Path) -> None:
     assert_done(folder, "fsdp")
 
 
+def test_dtensor(folder: Path) -> None:
+    assert_done(folder, "dtensor")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, about loading in one process
 def test_distributed_checkpoint(folder: Path) -> None:
     """Shards are loaded into shards, and into torch.nn's whole layers in a single process."""

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastrnn
@@ -105,7 +106,15 @@ def checkpoint(part: Tensor, folder: Path) -> None:
     torch.testing.assert_close(again(x), model(x))
 
 
-WAYS = (ddp, fsdp, checkpoint)
+def dtensor(part: Tensor, folder: Path) -> None:
+    """Weights on every process and a batch in shards, all of them DTensors."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    model: Any = distribute_module(Model().double(), mesh)
+    train(model, distribute_tensor(batch().double(), mesh, [Shard(1)]))
+    check({name: weight.full_tensor().float() for name, weight in model.named_parameters()})
+
+
+WAYS = (ddp, fsdp, checkpoint, dtensor)
 
 
 def main() -> None:
