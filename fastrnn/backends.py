@@ -255,7 +255,10 @@ def choose(call: Call, measure: bool = False) -> Choice:
 def _choose_freely(call: Call, measure: bool) -> Choice:
     if call.device != _CPU.type or torch.compiler.is_compiling() or not measured.is_settled(call):
         return _chosen_anew(call, measure)
-    return _settled(call, torch.get_num_threads())
+    try:
+        return _settled(call, torch.get_num_threads())
+    except TypeError:  # symbolic sizes, as fake tensors have, are not hashable
+        return _chosen_anew(call, False)
 
 
 @functools.lru_cache(4096)

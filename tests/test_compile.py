@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastrnn
 from tests import peers
@@ -287,3 +288,19 @@ def test_results_of_a_compiled_module_change_in_place(setup: Setup) -> None:
                 results[index] = results[index] * 2
             found.append(torch.autograd.grad(peers.loss(results), list(module.parameters())))
         torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "both directions"])
+@each_layer
+def test_a_graph_of_symbolic_sizes_runs_other_sizes(name: str, bidirectional: bool) -> None:
+    """As tools make them that do not go through torch.compile or torch.export."""
+    layer = getattr(fastrnn, name)(3, 5, 2, bidirectional=bidirectional)
+    weights = dict(layer.named_parameters())
+
+    def call(weights: dict[str, Tensor], x: Tensor) -> list[Tensor]:
+        return peers.tensors(torch.func.functional_call(layer, weights, (x,)))
+
+    with torch.no_grad():
+        graph = make_fx(call, tracing_mode="symbolic")(weights, torch.randn(6, 4, 3))
+        x = torch.randn(6, 7, 3)
+        torch.testing.assert_close(graph(weights, x), call(weights, x))
