@@ -121,8 +121,8 @@ class _Recurrent(_DropIn, nn.RNNBase):
         weights = cast(list[Tensor], self._flat_weights)
         if all(map(operator.is_, weights, map(own.get, names))):
             return weights
-        if all(name in own for name in names):  # one was replaced
-            self._init_flat_weights()
+        if all(name in own for name in names):  # one was replaced, or the user set the list itself
+            self._update_flat_weights()
             return cast(list[Tensor], self._flat_weights)
         # Some are parametrised or pruned: recompute them at each call, as torch does.
         self._update_flat_weights()

@@ -165,6 +165,20 @@ def test_replaced_parameters_are_seen(name: str) -> None:
     assert not output(found(x)).eq(before).any()
 
 
+@layers
+def test_a_list_of_weights_that_the_user_sets_is_used(name: str) -> None:
+    modules, x, results = pair(name, 3, 5), sample(name), []
+    for module in modules:
+        layer: Any = module
+        before = output(layer(x))
+        layer._flat_weights = [weight * 0.5 for weight in layer._flat_weights]
+        found = [output(layer(x)), output(layer(x))]
+        layer.weight_hh_l0 = nn.Parameter(torch.ones_like(layer.weight_hh_l0))
+        results.append([*found, output(layer(x))])
+        assert not found[0].eq(before).any()
+    torch.testing.assert_close(*results)
+
+
 @modules
 def test_hooks(name: str) -> None:
     results = []
