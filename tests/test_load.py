@@ -60,6 +60,8 @@ class TestImages:
             "other order": np.asfortranarray(images.numpy()),
             "read-only": np.frombuffer(images.numpy().tobytes(), np.uint8).reshape(images.shape),
             "int64": images.long(),
+            "uint16": images.to(torch.uint16),
+            "uint64": images.numpy().astype(np.uint64),
             "big-endian": images.numpy().astype(">i4"),
             "lists": images.tolist(),
             "float64": images.double() / 255,
@@ -257,6 +259,51 @@ def test_what_a_task_lacks_is_refused(load, task, method, arguments, others):
     message = rf"is a run of {task}, which has no {method}\(\): load a run of {others}$"
     with pytest.raises(RunError, match=message):
         getattr(load(task), method)(*arguments)
+
+
+def _answers(folders):
+    """What loaded runs of the three tasks answer."""
+    classifier, pixel_model, painter = map(tasks.load, folders)
+    images = _binary("digits").cpu()
+    hidden = torch.zeros(8, 8, dtype=torch.bool, device="cpu")
+    hidden[2:4, 2:4] = True
+    return [
+        *classifier.predict(images),
+        pixel_model.log_likelihood(images),
+        pixel_model.sample(3, seed=np.int64(1)),
+        pixel_model.complete(images, 20),
+        *pixel_model.fill(images, hidden),
+        *painter.fill(images, hidden),
+    ]
+
+
+@pytest.fixture
+def folders(load):
+    return [load(task).run for task in (CLASSIFICATION, PREDICTION, INPAINTING)]
+
+
+def test_torchs_defaults_of_the_program_change_nothing(folders):
+    wanted = _answers(folders)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = _answers(folders)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, wanted))
+    images = _binary("digits")
+    with torch.device("meta"):
+        drawn = tasks.load(folders[1]).sample(3, seed=1)
+        labels = tasks.load(folders[0]).predict(images).labels
+    assert torch.equal(drawn, wanted[3])
+    assert torch.equal(labels, wanted[0])
+
+
+def test_every_task_answers_under_autocast(folders):
+    wanted = _answers(folders)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _answers(folders)
+    assert [answer.shape for answer in found] == [answer.shape for answer in wanted]
+    assert torch.allclose(found[1].float(), wanted[1], atol=0.02)
 
 
 class _Plain(nn.Module):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastrnn.tasks.data import THRESHOLDS, ImageFormat
 
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+
 
 def read(images: Any, like: ImageFormat) -> tuple[Tensor, torch.Size]:
     """The pixels of images, light ink on a dark ground, in raster order.
@@ -86,7 +88,8 @@ def _tensor(values: Any) -> Tensor:
         found = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     if found.is_complex() or found.is_quantized:
         raise TypeError(f"{found.dtype} given; expected bool, integers or floats")
-    return found
+    # torch has hardly any operation for unsigned integers of more than 8 bits.
+    return found.long() if found.dtype in _UNSIGNED else found
 
 
 def _flat(given: Tensor, like: ImageFormat, name: str) -> tuple[Tensor, torch.Size]:

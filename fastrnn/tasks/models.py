@@ -134,7 +134,8 @@ class Inpainter(nn.Module):
             # At an image's end there is no pixel to read before this one: the state is 0.
             states.append(output[last.clamp(min=0), image] * (last >= 0)[:, None])
         head = self.head(torch.cat([*states, self._around(seen, place, image)], 1))
-        return x.new_zeros(x.shape).masked_scatter(wanted, head.squeeze(1))
+        # Under autocast, logits have its dtype.
+        return head.new_zeros(x.shape).masked_scatter(wanted, head.squeeze(1))
 
     def _around(self, seen: Tensor, place: Tensor, image: Tensor) -> Tensor:
         """What ``seen`` [P, B, 2] holds in the square around each of N places; [N, ...].

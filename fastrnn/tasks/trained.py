@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from fastrnn.training.config import ConfigError
 from fastrnn.training.errors import DataError, RunError
 from fastrnn.training.evaluation import EVALUATION_BATCH
 
+_CPU = torch.device("cpu")
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _TASKS = {
@@ -130,7 +132,7 @@ class TrainedModel:
         flat, leading = self._read(images)
         return pixels.score(model, flat).view(leading)
 
-    def sample(self, count: int = 1, *, seed: int | torch.Generator = 0) -> Tensor:
+    def sample(self, count: int = 1, *, seed: SupportsIndex | torch.Generator = 0) -> Tensor:
         """Draws whole images. For runs of pixel-prediction.
 
         The first pixel, which the model does not predict, is blank.
@@ -143,11 +145,16 @@ class TrainedModel:
             [N, H, W] bool.
         """
         self._model("sample", PixelModel)
-        blank = torch.zeros(self._size, dtype=torch.bool)
+        blank = torch.zeros(self._size, dtype=torch.bool, device=_CPU)
         return self.complete(blank, 1, samples=count, seed=seed)
 
     def complete(
-        self, images: Any, known: int, *, samples: int = 1, seed: int | torch.Generator = 0
+        self,
+        images: Any,
+        known: int,
+        *,
+        samples: int = 1,
+        seed: SupportsIndex | torch.Generator = 0,
     ) -> Tensor:
         """Draws the ends of images. For runs of pixel-prediction.
 
@@ -171,8 +178,10 @@ class TrainedModel:
             raise ValueError(f"samples is {samples}; expected 0 or more")
         generator = seed
         if not isinstance(generator, torch.Generator):
-            generator = torch.Generator().manual_seed(generator)
-        uniforms = torch.rand(count, samples, size - known, generator=generator).to(self.device)
+            generator = torch.Generator(_CPU).manual_seed(operator.index(generator))
+        uniforms = torch.rand(
+            count, samples, size - known, generator=generator, dtype=torch.float32, device=_CPU
+        ).to(self.device)
         drawn, _ = pixels.sample(model, flat[:, :known], size - known, uniforms)
         prefix = flat[:, None, :known].expand(-1, samples, -1)
         return self._shaped(torch.cat([prefix, drawn], 2), *leading, samples)

@@ -31,7 +31,8 @@ def restore_model(task: Task, config: Config, dataset: Any, run: Run) -> nn.Modu
         ConfigError: the task has no model for these settings.
         RunError: the weights are missing or damaged, or belong to another model or run.
     """
-    model = task.model(config, dataset)
+    with torch.device("cpu"):  # whatever torch's defaults are in the user's program
+        model = task.model(config, dataset).float()
     if not run.best.exists():
         why = "was finished: copy it back" if run.finished else "has not finished its first epoch"
         raise RunError(f"there is no {run.best}: the run {why}")
