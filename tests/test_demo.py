@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -170,6 +171,13 @@ class TestCommand:
         status, _, err = fastrnn("demo", trained, "--out", "taken")
         assert status == 2
         assert "taken is a folder; expected a file to write" in err
+
+    def test_a_pipe_or_a_device_at_the_pages_place_stays(self, fastrnn, trained, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        status, _, err = fastrnn("demo", trained, "--out", "pipe")
+        assert status == 2
+        assert "pipe is a device or a pipe; expected the name of a file" in err
+        assert (tmp_path / "pipe").is_fifo()
 
     def test_a_model_too_large_for_a_page_is_an_error(self):
         model, config, dataset = grown(PREDICTION, "LSTM", hidden_size=256)

@@ -46,6 +46,8 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         RunError: it cannot be written; the old file is still there.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():  # the rename would replace it
+        raise RunError(f"{path} is a device or a pipe; expected the name of a file")
     temporary = temporary_of(path)
     with interrupts.cleanup(lambda: temporary.unlink(missing_ok=True)):
         try:
