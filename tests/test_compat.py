@@ -290,7 +290,7 @@ def test_what_watches_functions_is_noticed() -> None:
     assert not _compat.functions_are_watched()
     with torch.device("cpu"):
         assert _compat.functions_are_watched()
-    with profile(activities=[ProfilerActivity.CPU]):
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True):
         assert _compat.functions_are_watched()
     assert not _compat.functions_are_watched()
 

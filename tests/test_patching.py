@@ -344,7 +344,10 @@ def test_modes_that_watch_functions_see_torchs(name: str, calls: list[str]) -> N
 @layers
 def test_a_profile_shows_torchs_operator(name: str, calls: list[str]) -> None:
     module = layer(name)
-    with fastrnn.patch_torch(), profile(activities=[ProfilerActivity.CPU]) as found:
+    with (
+        fastrnn.patch_torch(),
+        profile(activities=[ProfilerActivity.CPU], acc_events=True) as found,
+    ):
         module(data())
     assert f"aten::{name.lower()}" in {event.name for event in found.events() or ()}
     assert calls == [name.lower()]
