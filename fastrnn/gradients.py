@@ -92,7 +92,7 @@ def formula_of(
         d_biases = of_biases(db, given=b_ih is not None)
         return (dx if need_dx else None, *d_others, *d_biases, *NO_GRADIENTS)
 
-    return not_compiled(backward)  # by whoever compiles a call of Tensor.backward()
+    return not_compiled(backward)  # even where a call of Tensor.backward() is compiled
 
 
 def of_biases(db: Sequence[Tensor], *, given: bool) -> tuple[Tensor | None, Tensor | None]:

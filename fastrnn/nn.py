@@ -121,13 +121,12 @@ class _Recurrent(_DropIn, nn.RNNBase):
         weights = cast(list[Tensor], self._flat_weights)
         if all(map(operator.is_, weights, map(own.get, names))):
             return weights
-        if all(name in own for name in names):  # one was replaced, or the user set the list itself
-            self._update_flat_weights()
-            return cast(list[Tensor], self._flat_weights)
-        # Some are parametrised or pruned: recompute them at each call, as torch does.
+        # A parameter was replaced, the user set the list, or weights are parametrised or pruned.
+        # Such weights are recomputed at each call, as in torch.
         self._update_flat_weights()
         weights = cast(list[Tensor], self._flat_weights)
-        self._flat_weights = [w.detach() for w in weights]  # tensors with a graph cannot be copied
+        if not all(name in own for name in names):  # tensors with a graph cannot be copied
+            self._flat_weights = [w.detach() for w in weights]
         return weights
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 """Prefetching what later steps read from memory into the L2 cache.
 
-A kernel loads what a step needs two steps before. While all multiprocessors read, memory may take
-longer than two steps to answer; the L2 cache takes less than one.
+A kernel loads what a step needs two steps ahead. When all multiprocessors are reading, memory may
+take longer than two steps to answer; the L2 cache answers within one.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -20,14 +20,14 @@ def cache_lines(
     wide, WIDTH: tl.constexpr, others, first, B, steps,
     BACKWARDS: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """What a program reads of arrays in two steps: a cache line per thread.
+    """The cache lines of some arrays that a program reads in two steps, one line per thread.
 
     `wide` is [N, WIDTH * H], the others are [N, H]. At one time, the rows of a program's sequences
     are one block of each array.
 
     Returns:
         The addresses for the steps AHEAD and AHEAD + 1; the distance in bytes to those for the next
-        two steps; and the number of steps in which a thread has a line to prefetch.
+        two steps; and the step from which on a thread has nothing more to prefetch.
     """
     ROW: tl.constexpr = H * wide.dtype.element_ty.primitive_bitwidth // 8
     LINE: tl.constexpr = 128

@@ -5,8 +5,8 @@ how the work is divided. A state is a tuple of [unit, row]s in registers: (h, c)
 
 Each loop walks two steps per turn. Each of them has its own shared memory, so that one barrier per
 step is enough, and its own registers for what is loaded a step ahead: handing loaded values on to
-other registers would wait for them. What a padded batch loads is prefetched into the L2 cache; the
-rows of a packed one are not equally far apart.
+other registers would wait for them. The loads of a padded batch are prefetched into the L2 cache;
+those of a packed batch are not, because its rows are not equally far apart.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
@@ -141,7 +141,8 @@ def forward_kernel(
     r3 = row(offsets, first, time(3, steps, REVERSE), B)
     x0 = load_input(x, r0, t0, real, length, GATES, IN, H, P, REVERSE)
     x1 = load_input(x, r1, t1, real, length, GATES, IN, H, P, REVERSE)
-    # A stride of 64 bits saves the tensor form instructions, but costs the vector form registers.
+    # With a 64-bit stride, the tensor form takes fewer instructions, but the vector form would take
+    # more registers.
     stride = B if P.split else B.to(gl.int64)
     for step in range(0, steps - 1, 2):
         a = project(x0, columns, biases, E, GATES, IN, P)

@@ -1,9 +1,11 @@
 """Sums over all steps that the whole-sequence backward kernel keeps in registers.
 
-They are gradients that would otherwise each read the gradients of all gates once more: of the
-biases, and of W_ih if the input x is a single feature. A sum is a float32 [unit, row]. The first
-four are those of d, a step's gradients in the kernel's order: di df dg do, or dn dr dz dm. With x,
-those of d x follow, for the gates that x has a share of: all but m.
+They are the gradients of the biases and, if the input x is a single feature, of W_ih. Computing
+either after the kernel would read all gates' gradients once more.
+
+A sum is a float32 [unit, row]. The first four are those of d, a step's gradients in the kernel's
+order: di df dg do, or dn dr dz dm. With x, those of d x follow, for all gates but m, in which x has
+no share.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
@@ -18,7 +20,7 @@ from .language import gl, gluon
 
 @gluon.jit
 def zero_sums(COUNT: tl.constexpr, P: tl.constexpr):
-    """COUNT sums of nothing."""
+    """COUNT sums, all zero."""
     sums = ()
     for _ in gl.static_range(COUNT):
         sums = sums + (gl.full([P.units, P.rows], 0.0, gl.float32, P.state),)
@@ -30,7 +32,7 @@ def add_to_sums(sums, d, x, t, length, lengths):
     """The sums with a step's gradients d at time t; x is (its feature,), a [unit, row], or ()."""
     terms = ()
     for g in gl.static_range(4):
-        # Where a sequence has no step, d is a gradient of its state times 0, or NaN if that is inf.
+        # Where a sequence has no step, d is 0 times its state's gradient: NaN if that is infinite.
         terms = terms + (d[g] if lengths is None else gl.where(t < length[0], d[g], 0.0),)
     new = ()
     for s in gl.static_range(len(sums)):
