@@ -71,9 +71,7 @@ class Call {
     job_.walk = walk_of(problem_, nullptr);
   }
 
-  int lanes() const {
-    return current_level().vector_bytes / (problem_.dtype == FASTRNN_FLOAT64 ? 8 : 4);
-  }
+  Arithmetic arithmetic() const { return current_level().arithmetic(problem_.dtype); }
   const fastrnn_problem &problem() const { return problem_; }
   double cycles(Grid grid, double rate) {
     job_.grid = grid;
@@ -103,8 +101,9 @@ double step_cost(int dtype, int64_t batch, int64_t hidden, Grid grid, double rat
 }
 
 void measure(const char *name, int dtype, double rate) {
-  const int lanes = Call(dtype, 1, 1, 1).lanes();
-  const CostModel model = cost_model(dtype);
+  const Arithmetic arithmetic = Call(dtype, 1, 1, 1).arithmetic();
+  const int lanes = arithmetic.lanes;
+  const CostModel model = cost_model(dtype, arithmetic.pairs);
   const auto vectors = [&](int64_t hidden) { return double(hidden / lanes * 4 * (hidden + 1)); };
   std::printf("%s\n", name);
   for (const int64_t hidden : {64, 128, 256})
@@ -134,16 +133,17 @@ void compare(const char *name, int dtype, double rate) {
       Call call(dtype, 1, batch, hidden);
       fastrnn_problem problem = call.problem();
       problem.steps = 784;
-      const Grid chosen = choose_grid(problem, call.lanes(), 2);
+      const Grid chosen = choose_grid(problem, call.arithmetic(), 2);
       double fastest = 0, of_chosen = 0;
       std::printf("  B %3d H %3d:", int(batch), int(hidden));
       for (const Grid grid : {Grid{1, 1}, Grid{2, 1}, Grid{1, 2}}) {
-        if (grid.row_groups > batch || grid.column_groups > ceil_div(hidden, call.lanes())) {
+        if (grid.row_groups > batch ||
+            grid.column_groups > ceil_div(hidden, call.arithmetic().lanes)) {
           std::printf("%16s", "-");
           continue;
         }
         const double cycles = step_cost(dtype, batch, hidden, grid, rate);
-        std::printf(" %7.0f/%7.0f", step_cycles(problem, call.lanes(), grid), cycles);
+        std::printf(" %7.0f/%7.0f", step_cycles(problem, call.arithmetic(), grid), cycles);
         if (fastest == 0 || cycles < fastest) fastest = cycles;
         if (grid.row_groups == chosen.row_groups && grid.column_groups == chosen.column_groups)
           of_chosen = cycles;

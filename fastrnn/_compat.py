@@ -251,6 +251,16 @@ def multiplies_bfloat16_in_pairs() -> bool:
 
 
 @constant_in_graphs
+def multiplies_bfloat16_in_tiles() -> bool:
+    """Whether this processor has AMX; False where torch cannot say.
+
+    torch has no public test. If _is_amx_tile_supported is removed: read the flags in /proc/cpuinfo.
+    """
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and supported()
+
+
+@constant_in_graphs
 def uses_512_bit_vectors() -> bool:
     """Whether torch uses AVX-512 on this processor.
 

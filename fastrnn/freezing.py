@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _compat, choice, functional, inference
+from fastrnn import _compat, choice, functional, inference, tuning
 from fastrnn._compat import own_parameters
 from fastrnn.kernels import cpu, cpu_pool, stack
 from fastrnn.kernels.contract import CELLS
@@ -32,7 +32,7 @@ _log = logging.getLogger("fastrnn")
 
 _GET_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 _LARGE = 1 << 20  # bytes: an output of this size or more gets its memory from the pool
-_WIDE_FOR_PAIRS = 128  # from this H up, torch.nn is faster if bfloat16 is multiplied in pairs
+_WIDE_BFLOAT16 = 128  # from this H up, torch.nn is faster where it has instructions of its own
 _stack = torch.ops.fastrnn.frozen_stack.default
 _packed_stack = torch.ops.fastrnn.frozen_packed_stack.default
 _THAW = "fastrnn.thaw(model) makes it an ordinary layer again"
@@ -76,10 +76,8 @@ class _Packed:
         sets = [[*contiguous[i : i + count], *none] for i in range(0, len(contiguous), count)]
         self.weights: Tensor | None = None
         self.level = ""
-        pairs = self.aliases[0].dtype == torch.bfloat16 and layer.hidden_size >= _WIDE_FOR_PAIRS
-        if inference.load_error() is None and not (
-            pairs and _compat.multiplies_bfloat16_in_pairs()
-        ):
+        wide = self.aliases[0].dtype == torch.bfloat16 and layer.hidden_size >= _WIDE_BFLOAT16
+        if inference.load_error() is None and not (wide and tuning.bfloat16_products() == "vendor"):
             self.level = cpu.info()["level"]
             self.weights = cpu.prepack(cell, sets)
         self.options = stack.options(

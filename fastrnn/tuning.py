@@ -4,8 +4,8 @@ They decide where nothing was measured on the machine at hand, see :mod:`fastrnn
 
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
-on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 dot products) with torch 2.14. Measured on
-Zen 3 (AVX2) were the entries for fewer than 8 steps and for projected layers, the batches for
+on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 in pairs) with torch 2.14. Measured on Zen 5
+alone were the entries for pairs; on Zen 3 (AVX2) were the entries for fewer than 8 steps and for projected layers, the batches for
 H >= 1024, and the numbers of rows below which fastrnn trains; float64 and bfloat16 were timed less
 closely there.
 """
@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from fastrnn import _compat
+from fastrnn.kernels import cpu
 
 
 class Call(NamedTuple):
@@ -78,9 +79,9 @@ class Entry:
         name: of the entry; part of the reason that ``fastrnn info --explain`` prints.
         because: why torch.nn's path is the faster one.
         on_cpu: whether tensors are on the CPU, or on another device.
-        cell, dtype, training, in_one_op, projected, bfloat16_pairs, wide_vectors: None stands for
-            any value; ``bfloat16_pairs`` says whether the processor multiplies bfloat16 numbers in
-            pairs, ``wide_vectors`` whether torch uses AVX-512 there.
+        cell, dtype, training, in_one_op, projected, bfloat16, wide_vectors: None stands for any
+            value; ``bfloat16`` is one of the results of :func:`bfloat16_products`,
+            ``wide_vectors`` says whether torch uses AVX-512 on the processor.
         steps, batch, hidden_size: ranges of T, B and H.
     """
 
@@ -92,7 +93,7 @@ class Entry:
     training: bool | None = None
     in_one_op: bool | None = None
     projected: bool | None = False
-    bfloat16_pairs: bool | None = None
+    bfloat16: str | None = None
     wide_vectors: bool | None = None
     steps: Range = _ANY
     batch: Range = _ANY
@@ -108,7 +109,7 @@ class Entry:
         # Sizes come last: under torch.compile each comparison with one may become a guard.
         return (
             self.holds_kind(_kind(call))
-            and self.bfloat16_pairs in (None, _compat.multiplies_bfloat16_in_pairs())
+            and (self.bfloat16 is None or self.bfloat16 == bfloat16_products())
             and self.wide_vectors in (None, _compat.uses_512_bit_vectors())
             and call.hidden_size in self.hidden_size
             and call.steps in self.steps
@@ -136,6 +137,23 @@ class Entry:
         return all(a is None or b is None or a == b for a, b in pairs) and all(
             getattr(self, name).overlaps(getattr(other, name)) for name in sizes
         )
+
+
+@_compat.constant_in_graphs
+def bfloat16_products() -> str:
+    """How bfloat16 numbers are multiplied on this processor.
+
+    Returns:
+        "pairs" or "floats" if torch and our kernels multiply them alike, two at a time or as
+        float32; "vendor" if torch uses instructions that our kernels lack: the tiles of AMX or, where
+        an old compiler built our library, pairs.
+    """
+    ours = cpu.multiplies_pairs()
+    if _compat.multiplies_bfloat16_in_tiles():
+        return "vendor"
+    if _compat.multiplies_bfloat16_in_pairs() and not ours:
+        return "vendor"
+    return "pairs" if ours else "floats"
 
 
 _CPU = torch.device("cpu").type
@@ -167,7 +185,7 @@ def _entry(
         dtype=dtype,
         training=training,
         in_one_op=True if steps == _ONE else None,  # the entry T=1 covers calls that are not
-        bfloat16_pairs=False if dtype == torch.bfloat16 else None,  # _PAIRS covers pairs
+        bfloat16="floats" if dtype == torch.bfloat16 else None,
         wide_vectors=wide_vectors,
         steps=steps,
         batch=batch,
@@ -195,16 +213,33 @@ def _large_weights() -> Iterator[Entry]:
         yield _entry(because, "LSTM", dtype, training, hidden_size, steps, batch, wide_vectors=True)
 
 
-_PAIRS = Entry(
+_BFLOAT16 = Entry(
     "LSTM, bfloat16, H>=128, B>=8",
-    "oneDNN multiplies bfloat16 in pairs, which is twice as fast at this size",
+    "oneDNN multiplies bfloat16 at least twice as fast at this size",
     cell="LSTM",
     dtype=torch.bfloat16,
-    bfloat16_pairs=True,
+    bfloat16="vendor",
     steps=_SEVERAL,
     batch=Range(8),
     hidden_size=Range(128),
 )
+
+
+def _in_pairs() -> Iterator[Entry]:
+    """Few steps of many rows, for which our kernels read the weights in place."""
+    for least, steps in ((256, _ONE), (512, Range(2, 3)), (768, Range(3, 4)), (1024, Range(4, 5))):
+        hidden_size, batch = Range(least), Range(64)
+        yield Entry(
+            f"bfloat16, H{hidden_size}, T{steps}, B{batch}, in pairs",
+            _PRODUCT,
+            dtype=torch.bfloat16,
+            in_one_op=True if steps == _ONE else None,
+            bfloat16="pairs",
+            steps=steps,
+            batch=batch,
+            hidden_size=hidden_size,
+        )
+
 
 UNTIMED = Entry(
     "GPU",
@@ -256,21 +291,22 @@ def _projections() -> Iterator[Entry]:
 TABLE: tuple[Entry, ...] = (
     UNTIMED,
     Entry("T=1", "one step: no weights to keep on chip", in_one_op=False, steps=_ONE),
-    _PAIRS,
+    _BFLOAT16,
     dataclasses.replace(
-        _PAIRS,
+        _BFLOAT16,
         name="bfloat16, T=1, H>=128, B>=8, in one op",
         cell=None,
         in_one_op=True,
         steps=_ONE,
     ),
     dataclasses.replace(
-        _PAIRS,
+        _BFLOAT16,
         name="GRU, bfloat16, H>=512, B>=32",
         cell="GRU",
         batch=Range(32),
         hidden_size=Range(512),
     ),
+    *_in_pairs(),
     *_large_weights(),
     *_short_trainings(),
     *_projections(),

@@ -101,6 +101,12 @@ def info() -> dict[str, Any]:
     }
 
 
+def multiplies_pairs() -> bool:
+    """Whether the kernels multiply bfloat16 numbers in pairs; False if there is no library."""
+    library, _ = _load()
+    return library is not None and library.fastrnn_cpu_level() == b"avx512_bf16"
+
+
 def select_level(level: str) -> None:
     """Makes the whole process use one of ``info()["levels"]``; for tests and comparisons.
 

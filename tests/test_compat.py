@@ -98,6 +98,13 @@ def test_bfloat16_pairs_are_what_the_processor_reports() -> None:
     assert _compat.multiplies_bfloat16_in_pairs() == ("avx512_bf16" in cpuinfo.read_text().split())
 
 
+def test_bfloat16_tiles_are_what_the_processor_reports() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("reads /proc/cpuinfo")
+    assert _compat.multiplies_bfloat16_in_tiles() == ("amx_tile" in cpuinfo.read_text().split())
+
+
 def test_wide_vectors_are_what_the_processor_has() -> None:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists() or "ATEN_CPU_CAPABILITY" in os.environ:

@@ -481,7 +481,8 @@ def test_another_instruction_set() -> None:
         for level in info["levels"]:
             cpu.select_level(level)
             assert_equal(layer, x)
-            assert layer._packed.level == level
+            # In float32, the kernels of both levels of AVX-512 are the same.
+            assert layer._packed.level.split("_")[0] == level.split("_")[0]
     finally:
         cpu.select_level(info["level"])
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastrnn import _compat, backends, measured
+from fastrnn import _compat, backends, measured, tuning
 from fastrnn.choice import explain
+from fastrnn.kernels import cpu
 from fastrnn.tuning import TABLE, Call, Entry, Range
 
 entries = pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
@@ -37,8 +38,7 @@ def smallest_call(entry: Entry, **changes: Any) -> Call:
 def processor(monkeypatch: pytest.MonkeyPatch, entry: Entry) -> Iterator[None]:
     """A processor of the entry's kind, with kernels for every device."""
     measured.forget()
-    pairs = bool(entry.bfloat16_pairs)
-    monkeypatch.setattr(_compat, "multiplies_bfloat16_in_pairs", lambda: pairs)
+    monkeypatch.setattr(tuning, "bfloat16_products", lambda: entry.bfloat16 or "floats")
     monkeypatch.setattr(_compat, "uses_512_bit_vectors", lambda: bool(entry.wide_vectors))
     monkeypatch.setattr(backends, "unsupported", lambda name, call: None)
     yield
@@ -93,3 +93,21 @@ def test_names_are_unique() -> None:
 def test_a_call_of_no_entry_is_ours_and_the_reason_says_so() -> None:
     choice = explain("GRU", batch=200, hidden_size=128)
     assert choice == ("cpu", "no entry of the table says that torch.nn is faster")
+
+
+@pytest.mark.parametrize(
+    ("tiles", "pairs", "ours", "expected"),
+    [
+        (False, False, False, "floats"),
+        (False, True, True, "pairs"),
+        (False, True, False, "vendor"),  # our library was built without such instructions
+        (True, True, True, "vendor"),
+    ],
+)
+def test_how_bfloat16_numbers_are_multiplied(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, pairs: bool, ours: bool, expected: str
+) -> None:
+    monkeypatch.setattr(_compat, "multiplies_bfloat16_in_tiles", lambda: tiles)
+    monkeypatch.setattr(_compat, "multiplies_bfloat16_in_pairs", lambda: pairs)
+    monkeypatch.setattr(cpu, "multiplies_pairs", lambda: ours)
+    assert tuning.bfloat16_products() == expected

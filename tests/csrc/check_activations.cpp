@@ -67,6 +67,9 @@ const LevelFunctions kLevels[] = {
 #if defined(FASTRNN_HAVE_AVX512)
     {"avx512", 2, fastrnn::avx512::vector_functions},
 #endif
+#if defined(FASTRNN_HAVE_AVX512_BF16)
+    {"avx512_bf16", 2, fastrnn::avx512_bf16::vector_functions},
+#endif
 };
 
 template <class C>

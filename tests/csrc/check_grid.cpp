@@ -27,12 +27,14 @@ const Choice kChoices[] = {
 // Whether a forward call reads its weights in place.
 struct InPlace {
   int64_t steps, hidden;
-  bool in_place;
+  bool in_place, in_pairs;  // with float32, and where pairs of bfloat16 numbers are multiplied
 };
 
 const InPlace kInPlace[] = {
-    {1, 63, false}, {1, 64, true},   {2, 64, false}, {2, 128, true},  {4, 255, false},
-    {4, 256, true}, {5, 512, false}, {5, 640, true}, {8, 1024, true}, {9, 1024, false},
+    {1, 63, false, false},  {1, 64, true, false},    {1, 256, true, true},   {2, 64, false, false},
+    {2, 128, true, false},  {2, 511, true, false},   {2, 512, true, true},   {4, 255, false, false},
+    {4, 256, true, false},  {4, 1024, true, true},   {5, 512, false, false}, {5, 640, true, false},
+    {8, 1024, true, false}, {9, 1024, false, false},
 };
 
 }  // namespace
@@ -41,20 +43,22 @@ void check_grid() {
   for (const InPlace &c : kInPlace) {
     const fastrnn_problem problem = {FASTRNN_GRU, FASTRNN_FLOAT32, 0,        1,      c.steps,
                                      1,           c.hidden,        c.hidden, nullptr};
-    const bool in_place = fastrnn::reads_in_place(problem);
+    const bool in_place = fastrnn::reads_in_place(problem, {16});
     if (in_place != c.in_place) fail("weights", "in place", in_place, c.in_place);
+    const bool in_pairs = fastrnn::reads_in_place(problem, {16, true});
+    if (in_pairs != c.in_pairs) fail("weights in pairs", "in place", in_pairs, c.in_pairs);
   }
   // To transpose weights is worth a second thread; to read prepacked ones in two steps is not.
   const fastrnn_problem brief = {FASTRNN_LSTM, FASTRNN_FLOAT32, 0, 2, 2, 1, 96, 96, nullptr};
   for (const bool prepacked : {false, true}) {
-    const int threads = fastrnn::choose_grid(brief, 16, 2, prepacked).threads();
+    const int threads = fastrnn::choose_grid(brief, {16}, 2, prepacked).threads();
     if (threads != (prepacked ? 1 : 2)) fail("grid, prepacked", "threads", threads, 2 - prepacked);
   }
   for (const Choice &c : kChoices) {
     const fastrnn_problem problem = {FASTRNN_LSTM, c.dtype, 0,        c.threads, c.steps,
                                      c.batch,      1,       c.hidden, nullptr};
     const int lanes = c.dtype == FASTRNN_FLOAT64 ? 8 : 16;
-    const fastrnn::Grid grid = fastrnn::choose_grid(problem, lanes, c.threads);
+    const fastrnn::Grid grid = fastrnn::choose_grid(problem, {lanes}, c.threads);
     std::ostringstream where;
     where << "grid, dtype " << c.dtype << " threads " << c.threads << " T " << c.steps << " B "
           << c.batch << " H " << c.hidden;

@@ -27,4 +27,7 @@ extern const VectorFunctions vector_functions;
 namespace avx512 {
 extern const VectorFunctions vector_functions;
 }
+namespace avx512_bf16 {
+extern const VectorFunctions vector_functions;
+}
 }  // namespace fastrnn

@@ -76,11 +76,12 @@ int run(const fastrnn_problem &p, Job job, const Level &level = current_level())
   if (!offsets.as<int64_t>()) return FASTRNN_ERROR_MEMORY;
   job.problem = &p;
   job.walk = walk_of(p, offsets.as<int64_t>());
-  const int lanes = level.vector_bytes / (p.dtype == FASTRNN_FLOAT64 ? 8 : 4);
+  const Arithmetic arithmetic = level.arithmetic(p.dtype);
   // Products in place take whole vectors.
-  job.in_place = reads_in_place(p) && (!job.w_hr || job.proj_size >= lanes);
+  const int64_t vector = level.vector_bytes / int64_t(element_bytes(p.dtype));
+  job.in_place = reads_in_place(p, arithmetic) && (!job.w_hr || job.proj_size >= vector);
   for (int threads = p.threads, team;; threads = team) {
-    job.grid = choose_grid(p, lanes, threads, job.prepacked != nullptr);
+    job.grid = choose_grid(p, arithmetic, threads, job.prepacked != nullptr);
     if (const int error = run_on_grid(job, level, &team)) return error;
     if (team == job.grid.threads()) return FASTRNN_OK;
   }
@@ -98,7 +99,7 @@ int run_forward(const fastrnn_problem &p, const fastrnn_forward_arrays &a, Job j
 }
 
 int run_pixels(const fastrnn_pixel_problem &p, const fastrnn_pixel_arrays &a) {
-  const PixelKernel &kernel = current_level().pixels[p.cell];
+  const PixelKernel &kernel = current_level().pixel_kernel(p.cell);
   const PixelScratch sizes = kernel.scratch(p);
   const int threads = int(p.threads < p.batch ? p.threads : p.batch);
   Block weights(sizes.weights), blocks(sizes.block * size_t(threads));

@@ -31,13 +31,18 @@ constexpr int rows_together(int R) {
   return rows;
 }
 
-// Element j of acc[i][g] += the product of row i of a and row j of w's block g, both `depth` long
-// (at least a vector); blocks are `block` elements apart. Elements beyond a block's `units` rows
-// are undefined. The order of the sums does not depend on R.
-template <int R, int G, class C, class S>
-FASTRNN_INLINE void multiply_in_place(Vec<C> (&acc)[R][G], Lhs<C> a, const S *w, int64_t block,
+// Element j of acc[i][g] += the product of row i of a and row j of w's block g, both of `depth`
+// numbers (at least a vector); blocks are `block` elements apart. Elements beyond a block's `units`
+// rows are undefined. The order of the sums does not depend on R.
+template <int R, int G, class E, class S>
+FASTRNN_INLINE void multiply_in_place(Vec<Sum<E>> (&acc)[R][G], Lhs<E> a, const S *w, int64_t block,
                                       int64_t units, int64_t depth) {
-  constexpr int lanes = kLanes<C>, kRows = rows_together<C>(R);
+  using C = Sum<E>;
+  constexpr int lanes = kLanes<C>, kRows = rows_together<C>(R), kWidth = lanes * kNumbers<E>;
+  using Number = std::conditional_t<kNumbers<E> == 2, S, E>;
+  const auto in = [&](int i, int64_t k) {
+    return load_operands<E>(reinterpret_cast<const Number *>(a.at(i, 0)), k);
+  };
   for (int g = 0; g < G; ++g) {
     Vec<C> part[R][lanes / kRows];
     for (int q = 0; q < lanes / kRows; ++q) {
@@ -48,21 +53,21 @@ FASTRNN_INLINE void multiply_in_place(Vec<C> (&acc)[R][G], Lhs<C> a, const S *w,
       }
       Vec<C> sum[R][kRows] = {};
       int64_t k = 0;
-      for (; k + lanes <= depth; k += lanes) {
-        Vec<C> x[R];
-        for (int i = 0; i < R; ++i) x[i] = load(a.at(i, k));
+      for (; k + kWidth <= depth; k += kWidth) {
+        Vec<E> x[R];
+        for (int i = 0; i < R; ++i) x[i] = in(i, k);
         for (int j = 0; j < kRows; ++j) {
-          const Vec<C> v = load(row[j] + k);
-          for (int i = 0; i < R; ++i) sum[i][j] += x[i] * v;
+          const Vec<E> v = load_operands<E>(row[j], k);
+          for (int i = 0; i < R; ++i) sum[i][j] = add_product(sum[i][j], x[i], v);
         }
       }
       if (k < depth) {
-        const int64_t last = depth - lanes;
-        Vec<C> x[R];
-        for (int i = 0; i < R; ++i) x[i] = keep_last<C>(load(a.at(i, last)), depth - k);
+        const int64_t last = depth - kWidth;
+        Vec<E> x[R];
+        for (int i = 0; i < R; ++i) x[i] = keep_last<E>(in(i, last), depth - k);
         for (int j = 0; j < kRows; ++j) {
-          const Vec<C> v = keep_last<C>(load(row[j] + last), depth - k);
-          for (int i = 0; i < R; ++i) sum[i][j] += x[i] * v;
+          const Vec<E> v = keep_last<E>(load_operands<E>(row[j], last), depth - k);
+          for (int i = 0; i < R; ++i) sum[i][j] = add_product(sum[i][j], x[i], v);
         }
       }
       for (int i = 0; i < R; ++i) part[i][q] = sum_lanes<C, kRows>(sum[i]);

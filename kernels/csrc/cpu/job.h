@@ -94,12 +94,32 @@ struct PixelKernel {
               char *block, int64_t first, int64_t count);
 };
 
+// How a level computes in one dtype.
+struct Arithmetic {
+  int lanes;           // sums per vector
+  bool pairs = false;  // whether products take two numbers at a time
+};
+
 // The kernels of one instruction-set level.
 struct Level {
   const char *name;
   int vector_bytes;
   Kernel kernels[2][3];   // by cell and dtype
   PixelKernel pixels[2];  // by cell
+  bool multiplies_pairs;  // of bfloat16 numbers
+  const Level *others;    // where kernels that this level lacks are found, or null
+
+  const Kernel &kernel(int cell, int dtype) const {
+    const Kernel &own = kernels[cell][dtype];
+    return own.forward ? own : others->kernel(cell, dtype);
+  }
+  Arithmetic arithmetic(int dtype) const {
+    return {vector_bytes / (dtype == FASTRNN_FLOAT64 ? 8 : 4),
+            dtype == FASTRNN_BFLOAT16 && multiplies_pairs};
+  }
+  const PixelKernel &pixel_kernel(int cell) const {
+    return pixels[cell].run ? pixels[cell] : others->pixel_kernel(cell);
+  }
 };
 
 // Divides a block of scratch memory into arrays. With a null block, it only adds up their sizes.

@@ -16,20 +16,27 @@ extern const Level level;
 namespace avx512 {
 extern const Level level;
 }
+namespace avx512_bf16 {
+extern const Level level;
+}
 
 struct LevelEntry {
   const Level *level;
   bool (*supported)();
 };
 
+inline bool supports_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
 // Best first.
 inline const LevelEntry kLevels[] = {
+#if defined(FASTRNN_HAVE_AVX512_BF16)
+    {&avx512_bf16::level, [] { return supports_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+#endif
 #if defined(FASTRNN_HAVE_AVX512)
-    {&avx512::level,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     }},
+    {&avx512::level, supports_avx512},
 #endif
 #if defined(FASTRNN_HAVE_AVX2)
     {&avx2::level, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},

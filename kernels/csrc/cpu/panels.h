@@ -14,51 +14,59 @@ namespace fastrnn::FASTRNN_LEVEL {
 template <class Cell, class S>
 struct Panel {
   using C = Compute<S>;
-  static constexpr int G = Cell::kGates, lanes = kLanes<C>;
+  using E = Operand<S>;
+  static constexpr int G = Cell::kGates, lanes = kLanes<C>, kWidth = kNumbers<E>;
 
-  // A packed panel of a matrix [G*H, K] as an operand, from a gate on. It is [K][G][lanes]; where
-  // registers are few, [G][K][lanes], for tiles of half of the gates (see Forward) and because far
-  // caches are read faster in several streams.
-  static FASTRNN_INLINE Rhs<C> operand(const C *packed, int64_t K, int gate = 0) {
+  // The size of a packed panel of a matrix [G*H, K].
+  static FASTRNN_INLINE int64_t packed_size(int64_t K) { return operands<E>(K) * G * lanes; }
+
+  // A packed panel as the right-hand side of a product, from a gate on. It is [depth][G][lanes];
+  // where registers are few, [G][depth][lanes], for tiles of half of the gates (see Forward) and
+  // because far caches are read faster in several streams.
+  static FASTRNN_INLINE Rhs<E> rhs(const E *packed, int64_t depth, int gate = 0) {
     constexpr bool kApart = kRegisters < 32;
-    return {packed + gate * (kApart ? K * lanes : lanes), kApart ? lanes : G * lanes,
-            kApart ? K * lanes : lanes};
+    return {packed + gate * (kApart ? depth * lanes : lanes), kApart ? lanes : G * lanes,
+            kApart ? depth * lanes : lanes};
   }
 
   // Packs panel p of a matrix [G*H, K]; units beyond H are zero. It takes 64 columns at a time so
   // that the cache lines being written stay in the L1 cache.
-  static void pack_weights(C *out, const S *w, int64_t H, int64_t K, int64_t p) {
+  static void pack_weights(E *out, const S *w, int64_t H, int64_t K, int64_t p) {
     const int64_t units = H - p * lanes < lanes ? H - p * lanes : lanes;
-    const Rhs<C> to = operand(out, K);
-    for (int64_t k0 = 0; k0 < K; k0 += 64) {
-      const int64_t k1 = k0 + 64 < K ? k0 + 64 : K;
+    const int64_t whole = K / kWidth, depth = operands<E>(K);
+    const Rhs<E> to = rhs(out, depth);
+    for (int64_t k0 = 0; k0 < depth; k0 += 64) {
+      const int64_t k1 = k0 + 64 < depth ? k0 + 64 : depth;
       for (int g = 0; g < G; ++g) {
         const S *gate = w + (g * H + p * lanes) * K;
         int64_t k = k0;
-        for (; k + lanes <= k1; k += lanes)
-          pack_block(out + k * to.row + g * to.vector, to.row, gate + k, K, units);
+        for (; k + lanes <= k1 && k + lanes <= whole; k += lanes)
+          pack_block(out + k * to.row + g * to.vector, to.row, gate + k * kWidth, K, units);
         for (; k < k1; ++k)
           for (int64_t j = 0; j < lanes; ++j)
-            out[k * to.row + g * to.vector + j] = j < units ? widen(gate[j * K + k]) : 0;
+            out[k * to.row + g * to.vector + j] =
+                j < units ? operand<E>(gate + j * K, k * kWidth, K) : E{};
       }
     }
   }
 
-  // Packs as many columns as there are lanes, of one gate, into vectors that are `distance` apart.
-  // It prefetches the columns that follow the 64 being packed: hardware does not see that far along
-  // so many rows.
-  static FASTRNN_INLINE void pack_block(C *out, int64_t distance, const S *w, int64_t K,
+  // Packs as many operands as there are lanes, of one gate, into vectors that are `distance` apart.
+  // It prefetches the operands that follow the 64 being packed: hardware does not see that far
+  // along so many rows.
+  static FASTRNN_INLINE void pack_block(E *out, int64_t distance, const S *w, int64_t K,
                                         int64_t units) {
-    Vec<C> row[lanes];
+    Vec<C> row[lanes];  // a pair of bfloat16 numbers moves as a float
+    const auto read = [&](int j) { return (Vec<C>)load_operands<E>(w + j * K, 0); };
     if (units == lanes)
       for (int j = 0; j < lanes; ++j) {
-        row[j] = load(w + j * K);
-        __builtin_prefetch(w + j * K + 64);
+        row[j] = read(j);
+        __builtin_prefetch(w + j * K + 64 * kWidth);
       }
     else
-      for (int j = 0; j < lanes; ++j) row[j] = j < units ? load(w + j * K) : Vec<C>{};
+      for (int j = 0; j < lanes; ++j) row[j] = j < units ? read(j) : Vec<C>{};
     transpose<C>(row);
-    for (int i = 0; i < lanes; ++i) store(out + column_in<C>(i) * distance, row[i]);
+    for (int i = 0; i < lanes; ++i)
+      memcpy(out + column_in<C>(i) * distance, &row[i], sizeof row[i]);
   }
 
   // Packs panel p of the sum of both biases into [4][lanes]. The fourth row of a GRU is the
@@ -110,14 +118,15 @@ struct Panel {
 template <class Cell, class S>
 struct PackedWeights {
   using C = Compute<S>;
+  using E = Operand<S>;
   static constexpr int G = Cell::kGates, lanes = kLanes<C>;
 
   PackedWeights(char *block, int64_t H, int64_t I) {
     Arena arena(block);
     const int64_t panels = (H + lanes - 1) / lanes;
     bias = arena.take<C>(panels * 4 * lanes);
-    w_ih = arena.take<C>(panels * I * G * lanes);
-    w_hh = arena.take<C>(panels * H * G * lanes);
+    w_ih = arena.take<E>(panels * Panel<Cell, S>::packed_size(I));
+    w_hh = arena.take<E>(panels * Panel<Cell, S>::packed_size(H));
     bytes = arena.used();
   }
 
@@ -129,14 +138,18 @@ struct PackedWeights {
       const auto source = [](const void *data) { return static_cast<const S *>(data); };
       Panel<Cell, S>::pack_biases(to.bias + panel * 4 * lanes, source(a->b_ih), source(a->b_hh), H,
                                   panel);
-      const int64_t rows = panel * G * lanes;
-      Panel<Cell, S>::pack_weights(to.w_ih + rows * I, source(a->w_ih), H, I, panel);
-      Panel<Cell, S>::pack_weights(to.w_hh + rows * H, source(a->w_hh), H, H, panel);
+      const auto pack = [&](E *packed, const void *w, int64_t K) {
+        using CellPanel = Panel<Cell, S>;
+        CellPanel::pack_weights(packed + panel * CellPanel::packed_size(K), source(w), H, K, panel);
+      };
+      pack(to.w_ih, a->w_ih, I);
+      pack(to.w_hh, a->w_hh, H);
     }
     return to.bytes;
   }
 
-  C *bias, *w_ih, *w_hh;
+  C *bias;
+  E *w_ih, *w_hh;
   size_t bytes;
 };
 

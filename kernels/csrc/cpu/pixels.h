@@ -44,7 +44,7 @@ class Pixels {
 
   int64_t inputs(int64_t l) const { return l ? H : 1; }
   int64_t units_in(int64_t p) const { return H - p * lanes < lanes ? H - p * lanes : lanes; }
-  // Where a layer's packed panels begin, see Panel::operand.
+  // Where a layer's packed panels begin, see Panel::rhs.
   C *w_hh(int64_t l) const { return head_ + panels_ * lanes + l * weight_slot(); }
   C *w_ih(int64_t l) const { return w_hh(l) + panels_ * H * G * lanes; }
   C *bias(int64_t l) const { return w_ih(l) + panels_ * H * G * lanes; }  // [panels][4][lanes]
@@ -128,10 +128,10 @@ class Pixels {
     for (int i = 0; i < R; ++i)
       for (int g = 0; g < G; ++g) acc[i][g] = load(biases + g * lanes);
     const int64_t depth = inputs(l);
-    multiply(acc, x, CellPanel::operand(w_ih(l) + p * depth * G * lanes, depth), depth);
+    multiply(acc, x, CellPanel::rhs(w_ih(l) + p * depth * G * lanes, depth), depth);
     CellPanel::template part_input<R>(acc, input_n, biases);
     multiply(acc, Lhs<C>{old + b * panels_ * lanes, panels_ * lanes},
-             CellPanel::operand(w_hh(l) + p * H * G * lanes, H), H);
+             CellPanel::rhs(w_hh(l) + p * H * G * lanes, H), H);
     Vec<C> cell[R], gate[R][4];
     for (int i = 0; i < R; ++i) {
       if constexpr (Cell::kHasCell) cell[i] = load(c(l) + ((b + i) * panels_ + p) * lanes);

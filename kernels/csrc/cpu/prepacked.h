@@ -31,12 +31,12 @@ struct alignas(64) PrepackedHeader {
 
 inline size_t prepacked_bytes(const fastrnn_problem &p) {
   return sizeof(PrepackedHeader) +
-         current_level().kernels[p.cell][p.dtype].prepack(p, nullptr, nullptr);
+         current_level().kernel(p.cell, p.dtype).prepack(p, nullptr, nullptr);
 }
 
 inline void prepack(const fastrnn_problem &p, const fastrnn_forward_arrays &a, char *to) {
   const Level &level = current_level();
-  level.kernels[p.cell][p.dtype].prepack(p, &a, to + sizeof(PrepackedHeader));
+  level.kernel(p.cell, p.dtype).prepack(p, &a, to + sizeof(PrepackedHeader));
   const PrepackedHeader header(level, p);
   memcpy(to, &header, sizeof header);
 }

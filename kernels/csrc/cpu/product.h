@@ -43,36 +43,37 @@ FASTRNN_INLINE void for_tiles(int64_t n, F &&f) {
   }
 }
 
-// The left-hand matrix. Element (i, k) is at data[i * ld + k]; if Transposed, at data[k * ld + i].
-template <class C, bool Transposed = false>
+// The left-hand matrix. Operand (i, k) is at data[i * ld + k]; if Transposed, at data[k * ld + i].
+template <class E, bool Transposed = false>
 struct Lhs {
-  const C *data;
+  const E *data;
   int64_t ld;
-  FASTRNN_INLINE const C *at(int64_t i, int64_t k) const {
+  FASTRNN_INLINE const E *at(int64_t i, int64_t k) const {
     return Transposed ? data + k * ld + i : data + i * ld + k;
   }
   FASTRNN_INLINE Lhs from(int64_t i, int64_t k) const { return {at(i, k), ld}; }
 };
 
 // The right-hand matrix: vector v of row k is at data[k * row + v * vector].
-template <class C>
+template <class E>
 struct Rhs {
-  const C *data;
+  const E *data;
   int64_t row, vector;
 };
 
 // acc[i][v] += sum over k of a(i, k) * b(k, v). depth >= 1: the loop then needs no test before its
 // first iteration, and the compiler keeps acc in registers.
-template <int R, int V, class C, bool Transposed>
-FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Lhs<C, Transposed> a, Rhs<C> b, int64_t depth) {
-  const C *row = b.data;
+template <int R, int V, class E, bool Transposed>
+FASTRNN_INLINE void multiply(Vec<Sum<E>> (&acc)[R][V], Lhs<E, Transposed> a, Rhs<E> b,
+                             int64_t depth) {
+  const E *row = b.data;
   int64_t k = 0;
   do {
-    Vec<C> w[V];
+    Vec<E> w[V];
     for (int v = 0; v < V; ++v) w[v] = load(row + v * b.vector);
     for (int i = 0; i < R; ++i) {
-      const C s = *a.at(i, k);
-      for (int v = 0; v < V; ++v) acc[i][v] += s * w[v];
+      const E s = *a.at(i, k);
+      for (int v = 0; v < V; ++v) acc[i][v] = add_product(acc[i][v], s, w[v]);
     }
     row += b.row;
   } while (++k < depth);
@@ -80,18 +81,19 @@ FASTRNN_INLINE void multiply(Vec<C> (&acc)[R][V], Lhs<C, Transposed> a, Rhs<C> b
 
 // out[i, v] = sum over k of a(i, k) * b(k, v), for `rows` rows i and `vectors` vectors v; added to
 // out if `accumulate`. k runs over `segments` segments of length `depth`, which start a_segment
-// columns of a and b_segment elements of b apart. The last vector of each row of out has `last`
+// columns of a and b_segment operands of b apart. The last vector of each row of out has `last`
 // elements.
-template <class C, bool Transposed, class Out = C>
+template <class E, bool Transposed, class Out = Sum<E>>
 struct Product {
+  using C = Sum<E>;
   // Where registers are few, tall tiles read the right-hand operand, which is larger, less often.
   static constexpr int kWidest = kRegisters < 32 ? 2 : 4;
 
   Out *out;
   int64_t ld_out;
   bool accumulate;
-  Lhs<C, Transposed> a;
-  Rhs<C> b;
+  Lhs<E, Transposed> a;
+  Rhs<E> b;
   int64_t rows, vectors, depth;
   int64_t last = kLanes<C>;
   int segments = 1;
@@ -111,7 +113,7 @@ struct Product {
       for (int j : {0, V * kLanes<C> - 1}) __builtin_prefetch(o + (i + R) * ld_out + j, 1);
     for (int s = 0; s < segments; ++s)
       multiply(acc, a.from(row, s * a_segment),
-               Rhs<C>{b.data + v0 * b.vector + s * b_segment, b.row, b.vector}, depth);
+               Rhs<E>{b.data + v0 * b.vector + s * b_segment, b.row, b.vector}, depth);
     for (int i = 0; i < R; ++i) {
       for (int v = 0; v < V - 1; ++v) store(o + i * ld_out + v * kLanes<C>, acc[i][v]);
       store_n(o + i * ld_out + (V - 1) * kLanes<C>, acc[i][V - 1], end);
@@ -123,15 +125,15 @@ struct Product {
   template <int Depth>
   __attribute__((noinline)) void row_by_row() const {
     for (int64_t row = 0; row < rows; ++row) {
-      C s[Depth];
+      E s[Depth];
       for (int k = 0; k < Depth; ++k) s[k] = *a.at(row, k);
-      const C *w = b.data;
+      const E *w = b.data;
       Out *o = out + row * ld_out;
       for (int64_t v = 0; v < vectors; ++v, o += kLanes<C>, w += b.vector) {
         const int64_t n = v + 1 < vectors ? kLanes<C> : last;
         Vec<C> sum{};
         if (accumulate) sum = load_n(o, n);
-        for (int k = 0; k < Depth; ++k) sum += s[k] * load(w + k * b.row);
+        for (int k = 0; k < Depth; ++k) sum = add_product(sum, s[k], load(w + k * b.row));
         store_n(o, sum, n);
       }
     }
@@ -196,10 +198,10 @@ struct Product {
 
 // out[i, j] += sum over k of a[i, k] * b[k, j], for j < width, with few rows i. It reads b row by
 // row, as it lies in memory.
-template <class C, class S>
-__attribute__((noinline)) void add_product(C *out, int64_t ld_out, const C *a, int64_t ld_a,
-                                           const S *b, int64_t ld_b, int64_t rows, int64_t width,
-                                           int64_t depth) {
+template <class C, class A, class S>
+__attribute__((noinline)) void add_few_rows(C *out, int64_t ld_out, const A *a, int64_t ld_a,
+                                            const S *b, int64_t ld_b, int64_t rows, int64_t width,
+                                            int64_t depth) {
   for (int64_t k = 0; k < depth; k += 8)
     with_constant<8>(int(depth - k < 8 ? depth - k : 8), [&](auto count) {
       constexpr int K = decltype(count)::value;
@@ -209,7 +211,7 @@ __attribute__((noinline)) void add_product(C *out, int64_t ld_out, const C *a, i
         for (int q = 0; q < K; ++q) w[q] = load_n(b + (k + q) * ld_b + j, n);
         for (int64_t i = 0; i < rows; ++i) {
           Vec<C> sum = load_n(out + i * ld_out + j, n);
-          for (int q = 0; q < K; ++q) sum += a[i * ld_a + k + q] * w[q];
+          for (int q = 0; q < K; ++q) sum += widen(a[i * ld_a + k + q]) * w[q];
           store_n(out + i * ld_out + j, sum, n);
         }
       }

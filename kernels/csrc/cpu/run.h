@@ -75,7 +75,7 @@ inline void share_rows(const Walk &walk, int64_t total, int groups, int64_t *sta
 // provided; if it is not that of the grid, nothing has been computed.
 inline int run_on_grid(Job job, const Level &level, int *team) {
   const fastrnn_problem &p = *job.problem;
-  const Kernel &kernel = level.kernels[p.cell][p.dtype];
+  const Kernel &kernel = level.kernel(p.cell, p.dtype);
   const int threads = job.grid.threads();
   Block starts(size_t(job.grid.row_groups + 1) * sizeof(int64_t));
   Block barriers(size_t(job.grid.row_groups + 1) * sizeof(Barrier));

@@ -15,6 +15,7 @@ template <class S>
 class Share {
  protected:
   using C = Compute<S>;
+  using E = Operand<S>;
   static constexpr int lanes = kLanes<C>;  // units per panel; zeros pad the last panel
 
   Share(const Job &job, int thread)
@@ -58,6 +59,12 @@ class Share {
   void barrier_all() const { job_.barriers[0].wait(job_.grid.threads()); }
   void barrier_group() const {
     if (columns_ > 1) job_.barriers[1 + row_group_].wait(columns_);
+  }
+
+  // Converts n rows of `width` numbers to operands, one row behind the other.
+  static void operand_rows(E *out, const S *in, int64_t width, int64_t n) {
+    for (int64_t i = 0; i < n; ++i, in += width)
+      for (int64_t k = 0; k < width; k += kNumbers<E>) *out++ = operand<E>(in, k, width);
   }
 
   // Converts n rows of `width` elements; the rows of `out` are `ld` elements apart.

@@ -35,20 +35,53 @@ struct bfloat16 {
 template <class S>
 using Compute = std::conditional_t<std::is_same_v<S, bfloat16>, float, S>;
 
-template <class C>
-inline constexpr int kLanes = kVectorBytes / int(sizeof(C));
+// Two consecutive numbers of a row, which some processors multiply and add up at once.
+struct Pair {
+  bfloat16 first, second;
+};
+#if defined(__AVX512BF16__)
+inline constexpr bool kPairs = true;
+#else
+inline constexpr bool kPairs = false;
+#endif
+
+// What a product reads of a row at a time, how many numbers that is, and the type of its sums.
+template <class S>
+using Operand = std::conditional_t<kPairs && std::is_same_v<S, bfloat16>, Pair, Compute<S>>;
+template <class E>
+inline constexpr int kNumbers = std::is_same_v<E, Pair> ? 2 : 1;
+template <class E>
+constexpr int64_t operands(int64_t numbers) {
+  return (numbers + kNumbers<E> - 1) / kNumbers<E>;
+}
+template <class E>
+using Sum = std::conditional_t<std::is_same_v<E, Pair>, float, E>;
+
+template <class E>
+inline constexpr int kLanes = kVectorBytes / int(sizeof(E));
 
 typedef float VecF __attribute__((vector_size(kVectorBytes)));
 typedef double VecD __attribute__((vector_size(kVectorBytes)));
 typedef int32_t VecI __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t VecU __attribute__((vector_size(kVectorBytes)));
 typedef int64_t VecL __attribute__((vector_size(kVectorBytes)));
+typedef int16_t VecS __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t VecH __attribute__((vector_size(kVectorBytes / 2)));
 
-template <class C>
-using Vec = std::conditional_t<std::is_same_v<C, double>, VecD, VecF>;
+template <class E>
+using Vec = std::conditional_t<std::is_same_v<E, double>, VecD,
+                               std::conditional_t<std::is_same_v<E, Pair>, VecU, VecF>>;
 
 // --- loads and stores
+
+FASTRNN_INLINE float widen(float v) { return v; }
+FASTRNN_INLINE double widen(double v) { return v; }
+FASTRNN_INLINE float widen(bfloat16 v) {
+  const uint32_t u = uint32_t(v.bits) << 16;
+  float f;
+  memcpy(&f, &u, sizeof f);
+  return f;
+}
 
 FASTRNN_INLINE VecF load(const float *p) {
   VecF v;
@@ -67,19 +100,30 @@ FASTRNN_INLINE VecF load(const bfloat16 *p) {
   return (VecF)wide;
 }
 
+FASTRNN_INLINE VecU load(const Pair *p) {
+  VecU v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
 FASTRNN_INLINE void store(float *p, VecF v) { memcpy(p, &v, sizeof v); }
 FASTRNN_INLINE void store(double *p, VecD v) { memcpy(p, &v, sizeof v); }
 // To nearest, ties to even; a NaN remains a NaN.
 FASTRNN_INLINE VecH to_bfloat16(VecF v) {
+#if defined(__AVX512BF16__)
+  return (VecH)_mm512_cvtneps_pbh((__m512)v);
+#else
   const VecU u = (VecU)v;
   const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const VecU bits = (v == v) ? rounded : ((u >> 16) | 0x40u);
   return __builtin_convertvector(bits, VecH);
+#endif
 }
 FASTRNN_INLINE void store(bfloat16 *p, VecF v) {
   const VecH half = to_bfloat16(v);
   memcpy(p, &half, sizeof half);
 }
+FASTRNN_INLINE void store(Pair *p, VecF v) { store(&p->first, v); }
 
 // Load and store only the first n lanes (n >= 1); the other lanes load as zero.
 template <class S>
@@ -99,13 +143,44 @@ FASTRNN_INLINE void store_n(S *p, Vec<Compute<S>> v, int64_t n) {
   memcpy(p, part, size_t(n) * sizeof(S));
 }
 
-// The last n lanes of v, and zeros before them.
-template <class C>
-FASTRNN_INLINE Vec<C> keep_last(Vec<C> v, int64_t n) {
-  using Ints = std::conditional_t<std::is_same_v<C, double>, VecL, VecI>;
-  Ints lane{};
-  for (int j = 0; j < kLanes<C>; ++j) lane[j] = j;
-  return (Vec<C>)((Ints)v & (lane >= int(kLanes<C> - n)));
+// The last n numbers of v, and zeros before them.
+template <class E>
+FASTRNN_INLINE Vec<E> keep_last(Vec<E> v, int64_t n) {
+  using Ints = std::conditional_t<std::is_same_v<E, double>, VecL,
+                                  std::conditional_t<kNumbers<E> == 2, VecS, VecI>>;
+  constexpr int numbers = kLanes<E> * kNumbers<E>;
+  Ints place{};
+  for (int j = 0; j < numbers; ++j) place[j] = j;
+  using Int = std::remove_reference_t<decltype(place[0])>;
+  return (Vec<E>)((Ints)v & (place >= Int(numbers - n)));
+}
+
+// Operands of a row of stored numbers, from number k on: a vector of them; one of them, of which
+// the numbers from `width` on are zero.
+template <class E, class S>
+FASTRNN_INLINE Vec<E> load_operands(const S *row, int64_t k) {
+  if constexpr (kNumbers<E> == 2)
+    return load(reinterpret_cast<const Pair *>(row + k));
+  else
+    return load(row + k);
+}
+template <class E, class S>
+FASTRNN_INLINE E operand(const S *row, int64_t k, int64_t width) {
+  if constexpr (kNumbers<E> == 2)
+    return {row[k], k + 1 < width ? row[k + 1] : S{}};
+  else
+    return widen(row[k]);
+}
+
+// The first n lanes of two rows (the second may be null: zeros) as operands of a product over rows.
+template <class E, class S>
+FASTRNN_INLINE Vec<E> join_rows(const S *first, const S *second, int64_t n) {
+  if constexpr (kNumbers<E> == 2) {
+    const VecU low = (VecU)load_n(first, n) >> 16;
+    return second ? low | (VecU)load_n(second, n) : low;
+  } else {
+    return load_n(first, n);
+  }
 }
 
 inline constexpr int kLineBytes = 64;  // of a cache line
@@ -159,13 +234,20 @@ FASTRNN_INLINE VecF multiply_add(VecF a, VecF b, VecF c) { return vfmaq_f32(c, a
 FASTRNN_INLINE VecD multiply_add(VecD a, VecD b, VecD c) { return vfmaq_f64(c, a, b); }
 #endif
 
-FASTRNN_INLINE float widen(float v) { return v; }
-FASTRNN_INLINE double widen(double v) { return v; }
-FASTRNN_INLINE float widen(bfloat16 v) {
-  const uint32_t u = uint32_t(v.bits) << 16;
-  float f;
-  memcpy(&f, &u, sizeof f);
-  return f;
+// sum + a * b, where a may be one operand for all lanes.
+FASTRNN_INLINE VecF add_product(VecF sum, VecF a, VecF b) { return sum + a * b; }
+FASTRNN_INLINE VecF add_product(VecF sum, float a, VecF b) { return sum + a * b; }
+FASTRNN_INLINE VecD add_product(VecD sum, VecD a, VecD b) { return sum + a * b; }
+FASTRNN_INLINE VecD add_product(VecD sum, double a, VecD b) { return sum + a * b; }
+#if defined(__AVX512BF16__)
+FASTRNN_INLINE VecF add_product(VecF sum, VecU a, VecU b) {
+  return (VecF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
+FASTRNN_INLINE VecF add_product(VecF sum, Pair a, VecU b) {
+  int32_t bits;
+  memcpy(&bits, &a, sizeof bits);
+  return add_product(sum, (VecU)_mm512_set1_epi32(bits), b);
+}
+#endif
 
 }  // namespace fastrnn::FASTRNN_LEVEL
