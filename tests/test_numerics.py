@@ -48,6 +48,16 @@ LARGE: list[dict[str, Any]] = [
     {"steps": 784, "batch": 17, "input_size": 1, "hidden_size": 100, "layout": "unsorted"},
     # What is saved for backward bypasses the caches.
     {"steps": 98, "batch": 200, "input_size": 1, "hidden_size": 40, "dtype": BRAIN},
+    # Odd numbers of rows, units and inputs, where products take two numbers at a time.
+    {"steps": 101, "batch": 5, "input_size": 35, "hidden_size": 129, "dtype": BRAIN},
+    {
+        "steps": 17,
+        "batch": 33,
+        "input_size": 9,
+        "hidden_size": 67,
+        "dtype": BRAIN,
+        "layout": "packed",
+    },
     {"steps": 98, "batch": 100, "input_size": 9, "hidden_size": 36, "dtype": torch.float64},
 ]
 

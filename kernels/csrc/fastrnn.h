@@ -120,8 +120,8 @@ FASTRNN_API int fastrnn_cpu_forward_prepacked(const fastrnn_problem *,
                                               const void *prepacked);
 FASTRNN_API int fastrnn_cpu_pixels(const fastrnn_pixel_problem *, const fastrnn_pixel_arrays *);
 
-/* The instruction set in use ("avx512", "avx2" or "baseline"), and all those that both this
- * processor and this build support, best first, separated by spaces. */
+/* The instruction set in use ("avx512_bf16", "avx512", "avx2" or "baseline"), and all those that
+ * both this processor and this build support, best first, separated by spaces. */
 FASTRNN_API const char *fastrnn_cpu_level(void);
 FASTRNN_API const char *fastrnn_cpu_levels(void);
 /* Selects the instruction set for the whole process; for tests and comparisons. */
