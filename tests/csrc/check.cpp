@@ -18,8 +18,10 @@ void check_prepacked(const Problem &p, int threads, const Results &expected) {
   arrays.w_ih = arrays.w_hh = arrays.b_ih = arrays.b_hh = nullptr;
   require(fastrnn_cpu_forward_prepacked(&layer.problem, &arrays, prepacked.get()), p.shape.name());
   const double rounding = sizeof(S) == 8 ? 1e-12 : sizeof(S) == 4 ? 1e-6 : 1e-2;
-  const bool pairs = sizeof(S) == 2 && fastrnn_cpu_level() == std::string("avx512_bf16");
-  const double limit = fastrnn::reads_in_place(layer.problem, {16, pairs}) ? rounding : 0;
+  const std::string level = fastrnn_cpu_level();
+  const bool wide = level.rfind("avx512", 0) == 0 && sizeof(S) < 8;
+  const fastrnn::Arithmetic arithmetic{wide ? 16 : 8, sizeof(S) == 2 && level == "avx512_bf16"};
+  const double limit = fastrnn::reads_in_place(layer.problem, arithmetic) ? rounding : 0;
   compare_outputs(layer.results(), expected, limit, p.shape.name() + " prepacked");
 }
 

@@ -27,14 +27,15 @@ const Choice kChoices[] = {
 // Whether a forward call reads its weights in place.
 struct InPlace {
   int64_t steps, hidden;
-  bool in_place, in_pairs;  // with float32, and where pairs of bfloat16 numbers are multiplied
+  bool in_place, wide, in_pairs;  // 8 and 16 lanes, and 16 that multiply pairs
 };
 
 const InPlace kInPlace[] = {
-    {1, 63, false, false},  {1, 64, true, false},    {1, 256, true, true},   {2, 64, false, false},
-    {2, 128, true, false},  {2, 511, true, false},   {2, 512, true, true},   {4, 255, false, false},
-    {4, 256, true, false},  {4, 1024, true, true},   {5, 512, false, false}, {5, 640, true, false},
-    {8, 1024, true, false}, {9, 1024, false, false},
+    {1, 63, false, false, false}, {1, 64, true, true, false},    {1, 256, true, true, true},
+    {2, 64, false, false, false}, {2, 128, true, true, false},   {2, 511, true, true, false},
+    {2, 512, true, true, true},   {4, 255, false, false, false}, {4, 256, true, false, false},
+    {4, 512, true, true, false},  {4, 1024, true, true, true},   {5, 512, false, false, false},
+    {5, 640, true, true, false},  {8, 1024, true, true, false},  {9, 1024, false, false, false},
 };
 
 }  // namespace
@@ -43,10 +44,13 @@ void check_grid() {
   for (const InPlace &c : kInPlace) {
     const fastrnn_problem problem = {FASTRNN_GRU, FASTRNN_FLOAT32, 0,        1,      c.steps,
                                      1,           c.hidden,        c.hidden, nullptr};
-    const bool in_place = fastrnn::reads_in_place(problem, {16});
-    if (in_place != c.in_place) fail("weights", "in place", in_place, c.in_place);
-    const bool in_pairs = fastrnn::reads_in_place(problem, {16, true});
-    if (in_pairs != c.in_pairs) fail("weights in pairs", "in place", in_pairs, c.in_pairs);
+    const auto check = [&](const char *what, fastrnn::Arithmetic arithmetic, bool expected) {
+      const bool in_place = fastrnn::reads_in_place(problem, arithmetic);
+      if (in_place != expected) fail(what, "in place", in_place, expected);
+    };
+    check("weights, 8 lanes", {8}, c.in_place);
+    check("weights, 16 lanes", {16}, c.wide);
+    check("weights in pairs", {16, true}, c.in_pairs);
   }
   // To transpose weights is worth a second thread; to read prepacked ones in two steps is not.
   const fastrnn_problem brief = {FASTRNN_LSTM, FASTRNN_FLOAT32, 0, 2, 2, 1, 96, 96, nullptr};
