@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrnn._compat import InPlaceChanges, not_compiled
+from fastrnn._compat import InPlaceChanges, not_compiled, versions
 from fastrnn.kernels import reference
 from fastrnn.kernels.contract import Cell
 
@@ -17,22 +17,57 @@ def setup_context_of(cell: Cell) -> Callable[..., None]:
     """What a cell's op keeps for backward, for torch.library.register_autograd.
 
     That is the inputs x, states, weights, biases and batch_sizes, then y and the saved tensors.
+    ``ctx.set_aside`` has those inputs that backward reads only if it runs the layer again.
     """
+    w_ih = 1 + cell.states
+    b_ih, b_hh = w_ih + 2, w_ih + 3
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.reverse, ctx.save, ctx.backend, ctx.batch_first = inputs
         y, saved = output[0], output[1 + cell.states :]
         ctx.set_materialize_grads(False)  # gradients of gates and cells would be large zeros
         ctx.mark_non_differentiable(*saved)
-        ctx.changes = None
+        ctx.changes = ctx.set_aside = None
         if ctx.save and type(y) is not Tensor:  # a stand-in while a graph is traced
             y = y.clone()
         elif ctx.save:
             ctx.changes = InPlaceChanges(y)
             y = y.data  # with a version counter of its own
+            unread = (b_ih, b_hh) if ctx.needs_input_grad[0] else (w_ih, b_ih, b_hh)
+            ctx.set_aside = SetAside(tensors, unread)
         ctx.save_for_backward(*tensors, y, *saved)
 
     return setup_context
+
+
+class SetAside:
+    """Inputs of an op that its backward pass reads only if it runs the layer again.
+
+    autograd refuses any saved tensor that was changed in place, even if backward does not need its
+    values, and torch.nn's layers do not save their biases. These inputs are therefore not saved,
+    and :meth:`check` refuses changes where backward does need them.
+    """
+
+    def __init__(self, tensors: list[Any], places: tuple[int, ...]) -> None:
+        """Takes the tensors at these places out of a list, and leaves None there."""
+        self._taken = {i: tensors[i] for i in places if tensors[i] is not None}
+        self._versions = versions(self._taken.values())
+        for i in self._taken:
+            tensors[i] = None
+
+    def put_back(self, tensors: list[Any]) -> None:
+        """Puts the tensors back into a list."""
+        for i, tensor in self._taken.items():
+            tensors[i] = tensor
+
+    def check(self) -> None:
+        """Raises RuntimeError, as autograd does, if one of the tensors was changed in place."""
+        if versions(self._taken.values()) != self._versions:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: backward must run an LSTM or GRU layer again, whose weights "
+                "or biases were modified after the forward pass"
+            )
 
 
 Runner = Callable[..., tuple[Any, ...]]  # takes the arguments of an op and returns its results
@@ -64,6 +99,8 @@ def formula_of(
         everything = ctx.saved_tensors  # read once: unpacking them may cost a recomputation
         *tensors, batch_sizes, y = everything[: n + 6]
         saved = everything[n + 6 :]
+        if ctx.set_aside:
+            ctx.set_aside.put_back(tensors)
         x, *states = tensors[:n]
         dy, *d_final = grads[:n]
         create_graph = torch.is_grad_enabled()  # the gradients must themselves have gradients
@@ -73,13 +110,16 @@ def formula_of(
                 torch.zeros_like(like) if grad is None else grad
                 for grad, like in zip(d_final, states, strict=True)
             ]
+        runs_again = create_graph or not ctx.save or ctx.changes
+        if runs_again and ctx.set_aside:
+            ctx.set_aside.check()
         if create_graph:
             results = _differentiable_gradients(ctx, cell, tensors, batch_sizes, [dy, *d_final])
             return (*results, *NO_GRADIENTS)
         run, run_backward = direct or ops_of(cell)
         only = {} if direct is None else {"need_d_states": any(ctx.needs_input_grad[1:n])}
         tail = (batch_sizes, ctx.reverse)
-        if not ctx.save or ctx.changes:
+        if runs_again:
             y, *rest = run(*tensors, *tail, True, ctx.backend, ctx.batch_first)
             saved = rest[cell.states :]
         w_ih, w_hh, b_ih, _ = tensors[n:]

@@ -136,6 +136,8 @@ class _Trained(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         everything = ctx.saved_tensors
         *tensors, batch_sizes, y = everything[:10]
+        if ctx.set_aside:
+            ctx.set_aside.put_back(tensors)
         x, h0, c0, w_ih, w_hh, b_ih, _, w_hr = tensors
         results = None
         need_dx, need_d_states = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
@@ -150,6 +152,8 @@ class _Trained(torch.autograd.Function):
                 batch_sizes, ctx.reverse, ctx.batch_first, need_dx, need_d_states, projected=True,
             )  # fmt: skip
         if results is None:
+            if ctx.set_aside:
+                ctx.set_aside.check()
             return (*_gradients(ctx, tensors, batch_sizes, grads[:3]), *NO_GRADIENTS)
         dx = results.pop() if need_dx else None
         *others, db, dw_hr = results
