@@ -43,17 +43,17 @@ def plans(hidden: int, dtype: torch.dtype) -> Iterator[Any]:
 
 
 def calls(
-    cell: str, dtype: torch.dtype, hidden: int, batch: int, steps: int
+    cell: str, dtype: torch.dtype, hidden: int, batch: int, steps: int, device: str = "cuda"
 ) -> dict[str, Callable[[Any], None]]:
     """A kernel's launch for each of inference, forward and backward, given a plan."""
+    from fastrnn.kernels.contract import CELLS
     from fastrnn.kernels.triton.launch import launch
     from fastrnn.kernels.triton.sequence import backward_kernel, forward_kernel
 
-    lstm = cell == "lstm"
-    gates = 4 if lstm else 3
+    lstm, gates = cell == "lstm", CELLS[cell].gates
 
     def new(*shape: int) -> Tensor:
-        return torch.randn(*shape, device="cuda", dtype=dtype) * 0.3
+        return torch.randn(*shape, device=device, dtype=dtype) * 0.3
 
     n = steps * batch
     x, w_ih, w_hh = new(n, 1), new(gates * hidden, 1), new(gates * hidden, hidden)
@@ -71,7 +71,11 @@ def calls(
 
     def backward(plan: Any) -> None:
         before = (c0, cells) if lstm else (h0, y)
-        tensors = (dy, dh_n, dc_n, w_hh, *before, saved, dgates, dh0, dc0, None, None)
+        biases, weights = plan.sums(CELLS[cell], x.shape[1])
+        sums = (-(-batch // plan.rows), 4 + (gates if weights else 0), hidden)
+        totals = x.new_empty(sums, dtype=torch.float32) if biases else None
+        given = (x if weights else None, totals)
+        tensors = (dy, dh_n, dc_n, w_hh, *before, saved, dgates, dh0, dc0, *given)
         tail = (*size, 0, hidden, plan, lstm, False)
         launch(backward_kernel, plan, batch, x.device, *tensors, *tail)
 
@@ -82,7 +86,7 @@ def calls(
     }
 
 
-def seconds(call: Callable[[], None]) -> float:
+def seconds(call: Callable[[], object]) -> float:
     """Device time of a call."""
     call()
     torch.cuda.synchronize()
