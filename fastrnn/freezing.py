@@ -35,6 +35,7 @@ _LARGE = 1 << 20  # bytes: an output of this size or more gets its memory from t
 _WIDE_BFLOAT16 = 128  # from this H up, torch.nn is faster where it has instructions of its own
 _stack = torch.ops.fastrnn.frozen_stack.default
 _packed_stack = torch.ops.fastrnn.frozen_packed_stack.default
+_OPTIONS = frozenset(nn.RNNBase.__constants__)  # how a layer is built
 _THAW = "fastrnn.thaw(model) makes it an ordinary layer again"
 
 
@@ -71,13 +72,20 @@ class _Packed:
         self.versions = _compat.versions(self.aliases)
         cell = CELLS[layer.mode.lower()]
         count = 4 if layer.bias else 2
+        total = layer.num_layers * (2 if layer.bidirectional else 1) * count
+        shape = (cell.gates * layer.hidden_size, layer.input_size)
+        fits = len(self.aliases) == total and self.aliases[0].shape == shape
         none = [None] * (4 - count)
         contiguous = [alias.contiguous() for alias in self.aliases]
         sets = [[*contiguous[i : i + count], *none] for i in range(0, len(contiguous), count)]
         self.weights: Tensor | None = None
         self.level = ""
-        wide = self.aliases[0].dtype == torch.bfloat16 and layer.hidden_size >= _WIDE_BFLOAT16
-        if inference.load_error() is None and not (wide and tuning.bfloat16_products() == "vendor"):
+        theirs = (
+            self.aliases[0].dtype == torch.bfloat16
+            and layer.hidden_size >= _WIDE_BFLOAT16
+            and tuning.bfloat16_products() == "vendor"
+        )
+        if fits and not layer.proj_size and not theirs and inference.load_error() is None:
             self.level = cpu.info()["level"]
             self.weights = cpu.prepack(cell, sets)
         self.options = stack.options(
@@ -153,6 +161,12 @@ class _Frozen(_Recurrent):
     """What FrozenLSTM and FrozenGRU share."""
 
     _packed: _Packed | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in any module; after another option is set, the next call packs anew."""
+        super().__setattr__(name, value)
+        if name in _OPTIONS:
+            self._packed = None
 
     def _current(self) -> _Packed:
         """The packed weights, packed again if a parameter has changed."""

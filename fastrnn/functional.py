@@ -135,6 +135,9 @@ def run_stack(
         )
         if results is not None:
             return tuple(results)
+    sets = num_layers * (2 if bidirectional else 1)
+    if len(weights) != sets * (2 + 2 * bias + (proj_size > 0)):  # torch raises its own error
+        return _vendor(vendor, input, hx, weights, options, batch_first, batch_sizes)
     if batch_sizes is not None:
         steps, batch, batch_first = batch_sizes.shape[0], states[0].shape[1], False
     else:
