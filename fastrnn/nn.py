@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import functional
-from fastrnn._compat import own_parameters
+from fastrnn._compat import is_tracing, own_parameters
 
 
 def _is_symbolic(input: Any) -> bool:
@@ -79,9 +79,12 @@ class _Recurrent(_DropIn, nn.RNNBase):
     ) -> tuple[Any, ...]:
         """Input with a batch axis, states in the sorted order, batch_sizes, and whether batched."""
         batched, batch_sizes = True, None
+        batch: Any
         if isinstance(input, PackedSequence):
             input, batch_sizes, indices, _ = input
-            batch = int(batch_sizes[0])
+            compiling = torch.compiler.is_compiling()
+            # A trace keeps the tensor, so that its graph takes batches of any size.
+            batch = int(batch_sizes[0]) if compiling or not is_tracing() else batch_sizes[0]
         else:
             indices = None
             if input.dim() not in (2, 3):

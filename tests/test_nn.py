@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import fastrnn
 from tests import patched, peers
@@ -357,6 +357,34 @@ def test_traces(name: str, gradients: bool) -> None:
         traced = torch.jit.trace(module, (x,))
     longer = torch.cat([x, x])
     torch.testing.assert_close(output(traced(longer)), output(module(longer)))
+
+
+class OnPacked(nn.Module):
+    """A layer on the parts of a packed sequence, because a trace takes only tensors."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *parts: Tensor) -> list[Tensor]:
+        return peers.tensors(self.layer(PackedSequence(*parts)))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:FutureWarning",
+    "ignore:`torch.jit:DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@layers
+def test_traces_of_packed_sequences_take_another_batch(name: str, options: dict[str, Any]) -> None:
+    layer = OnPacked(pair(name, 3, 5, **options)[0]).eval()
+    few, many = (
+        pack_sequence([torch.randn(n, 3) for n in lengths], enforce_sorted=False)
+        for lengths in ([4, 6, 2], [1, 8, 3, 4, 4])
+    )
+    traced = torch.jit.trace(layer, tuple(few))
+    torch.testing.assert_close(traced(*many), layer(*many))
 
 
 # ---- errors
