@@ -75,6 +75,7 @@ class _Packed:
         total = layer.num_layers * (2 if layer.bidirectional else 1) * count
         shape = (cell.gates * layer.hidden_size, layer.input_size)
         fits = len(self.aliases) == total and self.aliases[0].shape == shape
+        fits = fits and not layer.proj_size and Tensor not in map(type, self.parameters)
         none = [None] * (4 - count)
         contiguous = [alias.contiguous() for alias in self.aliases]
         sets = [[*contiguous[i : i + count], *none] for i in range(0, len(contiguous), count)]
@@ -85,7 +86,7 @@ class _Packed:
             and layer.hidden_size >= _WIDE_BFLOAT16
             and tuning.bfloat16_products() == "vendor"
         )
-        if fits and not layer.proj_size and not theirs and inference.load_error() is None:
+        if fits and not theirs and inference.load_error() is None:
             self.level = cpu.info()["level"]
             self.weights = cpu.prepack(cell, sets)
         self.options = stack.options(
@@ -134,6 +135,8 @@ def _watched(layer: nn.Module, name: str) -> nn.Parameter:
     if (problem := _problem(name, parameter)) is not None:
         raise RuntimeError(f"a frozen layer cannot run: {problem}; {_THAW}")
     assert parameter is not None
+    if type(parameter) is Tensor:  # torch.func.functional_call's, for one call
+        return parameter
     if parameter.is_inference():  # torch does not count changes to such tensors
         with torch.inference_mode(False):
             parameter = WatchedParameter(parameter.detach().clone(), parameter.requires_grad)
@@ -147,7 +150,7 @@ def _problem(name: str, parameter: nn.Parameter | None) -> str | None:
     if parameter is None:
         return f"{name} is parametrised or pruned; make it a parameter first"
     kind = type(parameter)
-    if kind not in (nn.Parameter, WatchedParameter):
+    if kind not in (nn.Parameter, WatchedParameter, Tensor):
         return f"{name} is a {kind.__qualname__}; expected torch.nn.Parameter"
     if not parameter.is_cpu:
         return f"{name} is on {parameter.device}; frozen layers run on CPUs"

@@ -495,3 +495,20 @@ def test_without_the_library_of_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal(layer, x)
     layer.weight_hh_l0.data.mul_(2)
     assert_equal(layer, x)
+
+
+@pytest.mark.parametrize("names", [["bias_hh_l0"], None], ids=["one weight", "all weights"])
+@pytest.mark.parametrize("kind", BOTH)
+@torch.no_grad()
+def test_functional_call_with_other_weights(kind: type[nn.Module], names: list[str] | None) -> None:
+    layer, peer = fastrnn.freeze(made(kind)), made(kind)
+    x = torch.randn(3, 2, INPUT)
+    others = {
+        name: torch.randn_like(layer.get_parameter(name))
+        for name in names or dict(layer.named_parameters())
+    }
+    for _ in range(2):
+        found, wanted = (torch.func.functional_call(m, others, (x,)) for m in (layer, peer))
+        torch.testing.assert_close(found, wanted)
+        others["bias_hh_l0"].add_(1)
+    assert_equal(layer, x)
