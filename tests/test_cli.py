@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -86,27 +87,31 @@ class TestErrors:
             ),
             (
                 ["train", "classification", *TINY, "--shift", "4"],
-                "shift is 4; expected 0 to 3 for images of 8 × 8 pixels",
+                "--shift is 4; expected 0 to 3 for images of 8 × 8 pixels",
             ),
-            (["train", "classification", "--epochs", "0"], "epochs is 0; expected a whole number"),
+            (
+                ["train", "classification", "--epochs", "0"],
+                "--epochs is 0; expected a whole number",
+            ),
+            (["train", "classification", "--lr", "0"], "--lr is 0.0; expected a finite number"),
             (
                 ["train", "classification", "--num-layers", "9" * 400],
                 "; expected a whole number, 1",
             ),
             (
                 ["train", "classification", "--backend", "fast"],
-                "backend is 'fast'; expected one of",
+                "--backend is 'fast'; expected one of",
             ),
             (["train", "classification", "--dataset", "mnist", "--data-dir", "no"], "MNIST"),
             (["train", "classification", "--resume", "no"], "no does not exist"),
-            (["train", "classification", "--cell", ""], "cell is ''; expected one of"),
+            (["train", "classification", "--cell", ""], "--cell is ''; expected one of"),
             (
                 ["train", "classification", *TINY, "--device", "cpu", "--backend", "cuda"],
                 "backend 'cuda' cannot run this call",
             ),
             (
                 ["train", "classification", *TINY, "--hidden-size", "2147483647"],
-                "there is not enough memory: a model of 1 layers of 2147483647 units needs",
+                "there is not enough memory: a model of 1 layer of 2,147,483,647 units needs",
             ),
             (
                 ["train", "pixel-prediction", *TINY, "--pixels", "grey"],
@@ -140,7 +145,7 @@ class TestErrors:
         arguments = ["--resume", finished, "--batch-size", "9"]
         status, _, err = fastrnn("train", "classification", *arguments)
         assert (status, err.count("\n")) == (2, 1)
-        assert "drop batch_size" in err
+        assert "drop --batch-size" in err
 
     def test_what_to_run_instead_can_be_pasted(self, fastrnn, tmp_path, finished):
         (tmp_path / "a run").symlink_to(finished)
@@ -292,6 +297,7 @@ class TestInfo:
         status, out, _ = fastrnn("presets")
         assert status == 0
         assert all(name in out for name in TASK.presets)
+        assert re.search(" 1 epoch$", out, re.MULTILINE)
 
     def test_an_output_that_has_no_unicode_is_no_failure(self):
         code = "import sys; sys.argv = ['fastrnn', 'presets']; from fastrnn.cli import main; main()"

@@ -53,6 +53,14 @@ class TestComplete:
         assert sets < found
         assert _opens(done.rglob("*.png"))
 
+    def test_prints_one_image_one_sample_and_one_pixel(self, fastrnn, runs):
+        options = ["--images", 1, "--samples", 1, "--pixels", "1,4", "--out", "done"]
+        status, out, _ = fastrnn("complete", runs / PREDICTION, *options)
+        assert status == 0
+        assert "1 image × 1 sample in" in out
+        assert "\n   1 pixel:  true " in out
+        assert "\n   4 pixels: true " in out
+
     def test_again_gives_the_same_and_another_seed_does_not(self, fastrnn, runs, tmp_path):
         samples = []
         for name, seed in (("a", 5), ("b", 5), ("c", 6)):

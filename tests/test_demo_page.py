@@ -115,7 +115,7 @@ class TestDrawing:
         browser.find_element(By.ID, "board").send_keys(" ")
         settled(browser)
         assert browser.execute_script("return hidden.indexOf(1)") == MIDDLE
-        assert "of 1 pixels" in done.text
+        assert "of 1 pixel as it was" in done.text
 
     def test_ink_is_moved_to_the_middle(self, show):
         browser = show(page_of(CLASSIFICATION)[2])

@@ -412,9 +412,9 @@ class TestSignals:
     [
         (["--batch-size", "1e2"], ["--batch-size", "1e2"]),
         (["--hidden-size", "16.5"], ["--hidden-size", "16.5"]),
-        (["--num-layers", "2147483647"], ["num_layers is 2147483647", "1 to 1000"]),
+        (["--num-layers", "2147483647"], ["--num-layers is 2147483647", "1 to 1000"]),
         (["--hidden-size", "2147483647"], ["there is not enough memory", "--hidden-size"]),
-        (["--device", "cpu:5"], ["device is 'cpu:5'"]),
+        (["--device", "cpu:5"], ["--device is 'cpu:5'"]),
         (["--epoch"], ["--epoch"]),
     ],
     ids=" ".join,

@@ -92,7 +92,7 @@ class TestConfig:
             ({"learning_rate": math.nan}, "learning_rate is nan; expected a finite number, more"),
             ({"checkpoint_seconds": math.inf}, "checkpoint_seconds is inf; expected a finite"),
             ({"seed": 1 << 64}, "seed is 18446744073709551616; expected a whole number, 0 to"),
-            ({"data_dir": 5}, "data_dir is 5; expected a folder's path"),
+            ({"data_dir": 5}, "data_dir is 5; expected a path"),
             ({"warmup": 1.0}, r"warmup is 1.0; expected a finite number, in \[0, 1\)"),
             ({"clip": -1.0}, "clip is -1.0; expected a finite number, 0"),
             ({"shift": -1}, "shift is -1; expected a whole number, 0"),

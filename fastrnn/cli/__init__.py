@@ -68,7 +68,11 @@ def _run() -> int:
         return _failed(
             f"{package} is not installed; the tasks need it: pip install 'fastrnn[tasks]'"
         )
-    except (ConfigError, DataError, RunError) as error:
+    except ConfigError as error:
+        from fastrnn.cli.options import named_by_option
+
+        return _failed(named_by_option(error))
+    except (DataError, RunError) as error:
         return _failed(str(error))
     except OSError as error:
         if error.filename is None:

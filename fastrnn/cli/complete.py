@@ -41,6 +41,7 @@ def complete(
     from fastrnn.cli import results
     from fastrnn.tasks import completion, completion_files, memory, opening
     from fastrnn.tasks.models import PixelModel
+    from fastrnn.training import report
 
     found = opening.open_trained(run, data_dir, device, backend, "pixel-prediction")
     model, data = found.model, found.dataset
@@ -76,10 +77,12 @@ def complete(
         table = completion.means(done, lengths)
         output.json({"folder": str(target), **facts, "seconds": done.seconds, "means": table})
     else:
-        output.print(f"{images} images × {samples} samples in {done.seconds:.2f} s: {target}")
+        counts = f"{report.count(images, 'image')} × {report.count(samples, 'sample')}"
+        output.print(f"{counts} in {done.seconds:.2f} s: {target}")
         for row in completion.means(done, lengths):
+            noun = "pixel: " if row["pixels"] == 1 else "pixels:"
             output.print(
-                f"{row['pixels']:4} pixels: true {row['true_nats']:8.3f}, "
+                f"{row['pixels']:4} {noun} true {row['true_nats']:8.3f}, "
                 f"sampled {row['sample_nats']:8.3f} nats per image"
             )
     output.detail(options.on_what(found, images, done.seconds))

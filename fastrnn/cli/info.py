@@ -48,7 +48,8 @@ def presets(as_json: options.Json = False) -> None:
         for preset, c in presets.items():
             size = f"{c.cell} {c.num_layers} × {c.hidden_size}"
             rate = f"rate {c.learning_rate:g},"
-            steps = f"batch {c.batch_size:3}, {rate:12} {c.epochs:3} epochs"
+            epochs = f"{c.epochs:3} {'epoch' if c.epochs == 1 else 'epochs'}"
+            steps = f"batch {c.batch_size:3}, {rate:12} {epochs}"
             text = f"{size:12}  {', '.join([steps, *_others(c)])}"
             print(_wrapped(text, f"  {preset:{width}}  ", width + 4))
 
@@ -178,7 +179,7 @@ def _facts() -> dict[str, Any]:
         **fastrnn.backend_info(),
         "python": platform.python_version(),
         "processor": tables.processor(),
-        "processors": os.cpu_count(),
+        "processors": os.cpu_count() or 1,
         "gpus": _gpus(),
         "data": _data(),
         "measured": _measured(),
@@ -238,6 +239,7 @@ def _version(package: str) -> str | None:
 def _described(facts: dict[str, Any]) -> str:
     """The lines to print for :func:`_facts`, each with what to do about what is missing."""
     from fastrnn.tasks import data
+    from fastrnn.training import report
 
     def row(name: str, text: str) -> str:
         return _wrapped(text, f"{name}: ", 2)
@@ -249,8 +251,8 @@ def _described(facts: dict[str, Any]) -> str:
     known = {**facts, **facts["packages"]}
     lines.append(row("versions", ", ".join(f"{v} {known[v]}" for v in versions if known[v])))
     lines.append(
-        row("processor", f"{facts['processor']}, {facts['processors']} cores, "
-            f"{facts['threads']} threads in use")
+        row("processor", f"{facts['processor']}, {report.count(facts['processors'], 'core')}, "
+            f"{report.count(facts['threads'], 'thread')} in use")
     )  # fmt: skip
     gpus = [f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB" for gpu in facts["gpus"]]
     none = "none that torch sees; a GPU needs a driver and torch's CUDA build"

@@ -68,6 +68,7 @@ def inpaint(
     """
     from fastrnn.cli import results
     from fastrnn.tasks import filling, filling_files, opening
+    from fastrnn.training import report
 
     found = opening.open_trained(run, data_dir, device, backend, "pixel-prediction", "inpainting")
     if width is not None:
@@ -99,7 +100,7 @@ def inpaint(
         output.json({"folder": str(target), **facts, **metrics})
     else:
         output.print(
-            f"{len(wanted)} images in {seconds:.2f} s: {target}\n"
+            f"{report.count(len(wanted), 'image')} in {seconds:.2f} s: {target}\n"
             f"all right {metrics['exact_accuracy']:.2%}, "
             f"pixels right {metrics['pixel_accuracy']:.2%}\n"
             f"in-painted {metrics['inpainted_nats']:.4f}, true {metrics['true_nats']:.4f} "

@@ -75,7 +75,7 @@ def on_what(found: Trained, images: int, seconds: float) -> str:
 
     return report.joined(
         [
-            f"{images:,} images of {found.dataset.name}",
+            f"{report.count(images, 'image')} of {found.dataset.name}",
             report.duration(seconds),
             f"{images / seconds:,.0f} images/s",
             f"{found.config.cell} {found.config.num_layers} × {found.config.hidden_size}",
@@ -83,6 +83,19 @@ def on_what(found: Trained, images: int, seconds: float) -> str:
             f"backend {found.backend}",
         ]
     )
+
+
+def option_of(setting: str) -> str:
+    """The option that sets one of a run's settings."""
+    return "--lr" if setting == "learning_rate" else f"--{setting.replace('_', '-')}"
+
+
+def named_by_option(error: ConfigError) -> str:
+    """An error's message, which names the option instead of the setting."""
+    message = str(error)
+    if not error.setting:
+        return message
+    return option_of(error.setting) + message.removeprefix(error.setting)
 
 
 def check_images(images: int, dataset: Dataset) -> None:

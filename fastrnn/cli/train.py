@@ -207,9 +207,8 @@ def train(
         return
     extra = [name for name in given if name not in RESUMED]
     if extra := [*extra, *(["preset"] if preset else []), *(["out"] if out else [])]:
-        raise ConfigError(
-            f"--resume takes the settings of {resume / 'config.json'}: drop {', '.join(extra)}"
-        )
+        names = ", ".join(map(options.option_of, extra))
+        raise ConfigError(f"--resume takes the settings of {resume / 'config.json'}: drop {names}")
     if resumed := _resume(selected, resume, given, data_dir, output, download=download):
         _train(selected, *resumed, output, tensorboard=tensorboard, as_json=as_json)
     elif as_json:

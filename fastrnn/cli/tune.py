@@ -61,6 +61,8 @@ def checked_device(name: str) -> torch.device:
     """
     import torch
 
+    from fastrnn.training import report
+
     if name == "auto":
         name = torch.device("cuda" if torch.cuda.is_available() else "cpu").type
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
@@ -71,7 +73,7 @@ def checked_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = device.index or 0
     if index >= count:
-        raise ConfigError(f"--device is {name!r}; torch sees {count} GPUs")
+        raise ConfigError(f"--device is {name!r}; torch sees {report.count(count, 'GPU')}")
     return torch.device(device.type, index)
 
 
@@ -130,7 +132,9 @@ def tune(
     output.print(_table(found))
     if new:
         path = tables.save(table.key, new)
-        output.note(f"{len(calls)} calls in {report.duration(seconds)}, kept in:\n{path}")
+        output.note(
+            f"{report.count(len(calls), 'call')} in {report.duration(seconds)}, kept in:\n{path}"
+        )
 
 
 def _calls(

@@ -13,6 +13,7 @@ from fastrnn import backends
 from fastrnn.choice import explain
 from fastrnn.tasks import augmentation, data, memory, reset_before
 from fastrnn.tasks.config import PixelConfig
+from fastrnn.training import report
 from fastrnn.training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -55,12 +56,14 @@ class PixelTask(abc.ABC):
             if (given := getattr(config, name)) > most:
                 raise ConfigError(
                     f"{name} is {given}; expected 0 to {most} for images of {dataset.height} × "
-                    f"{dataset.width} pixels"
+                    f"{dataset.width} pixels",
+                    name,
                 )
         size = config.hidden_size
+        layers, units = report.count(config.num_layers, "layer"), report.count(size, "unit")
         memory.check(
             3 * size * (size + 4) * config.num_layers * 4 * 4,  # weights, gradients, Adam's moments
-            f"a model of {config.num_layers} layers of {size} units",
+            f"a model of {layers} of {units}",
             "make --hidden-size or --num-layers smaller",
         )
         return self._new_model(config, dataset)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrnn.tasks import completion_figures
 from fastrnn.tasks.completion import Completions, means
-from fastrnn.training import figures, files
+from fastrnn.training import figures, files, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,8 +147,9 @@ def sets(done: Completions, lengths: Sequence[int]) -> dict[str, tuple[str, Tens
     """
     true, variance = done.true_nats(lengths), done.variance(lengths)
     longest = len(lengths) - 1
-    count = f"{min(PICTURED, len(done.rows))} of {len(done.rows)} images"
-    some = f"{count}, the last {done.window} pixels drawn"
+    count = f"{min(PICTURED, len(done.rows))} of {report.count(len(done.rows), 'image')}"
+    window = "last pixel" if done.window == 1 else f"last {done.window:,} pixels"
+    some = f"{count}, the {window} drawn"
     found = {"completions.png": (some, torch.arange(len(done.rows)), longest)}
     for k, length in enumerate(lengths):
         end = "next pixel" if length == 1 else f"part of {length} pixels"

@@ -58,7 +58,7 @@ class PixelConfig(Config):
         for name in ("shift", "slant"):
             self._number(name, int, "0 (none) or more", lambda n: 0 <= n < 1 << 31)
         if not isinstance(self.data_dir, str | None):
-            raise ConfigError(f"data_dir is {self.data_dir!r}; expected a folder's path")
+            raise ConfigError(f"data_dir is {self.data_dir!r}; expected a path", "data_dir")
         super().__post_init__()
 
     @property

@@ -139,7 +139,8 @@ def _described(config: PixelConfig) -> str:
     """``A GRU with one layer of 128 units``."""
     cell, units, layers = config.cell, config.hidden_size, config.num_layers
     name = {"LSTM": "An LSTM", reset_before.MODE: "A GRU (reset gate first)"}.get(cell, "A GRU")
-    return f"{name} with {'one layer' if layers == 1 else f'{layers} layers'} of {units} units"
+    depth = "one layer" if layers == 1 else f"{layers} layers"
+    return f"{name} with {depth} of {units} {'unit' if units == 1 else 'units'}"
 
 
 def _facts(

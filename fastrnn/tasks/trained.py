@@ -242,7 +242,7 @@ def load(
     folder = Path(run)
     wanted = None if device is None else str(device)
     if wanted is not None and (missing := PixelConfig(device=wanted).missing_device):
-        raise ConfigError(f"{missing}; use cpu")
+        raise ConfigError(f"{missing}; use cpu", "device")
     opened, task, config = opening.open_run(folder, warn=warn, device=wanted)
     try:
         like = data.image_format(config.dataset, grey=config.grey)

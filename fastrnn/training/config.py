@@ -19,7 +19,15 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class ConfigError(ValueError):
-    """An invalid setting; the message is one line: what was given, what was expected, the fix."""
+    """An invalid setting; the message is one line: what was given, what was expected, the fix.
+
+    Attributes:
+        setting: the name of the setting, if the message begins with it; otherwise empty.
+    """
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 def suggestion(given: object, names: Iterable[str]) -> str:
@@ -78,7 +86,7 @@ class Config:
     def _device(self) -> None:
         given = self.device
         if not isinstance(given, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", given):
-            raise ConfigError(f"device is {given!r}; expected auto, cpu, cuda or cuda:N")
+            raise ConfigError(f"device is {given!r}; expected auto, cpu, cuda or cuda:N", "device")
 
     @property
     def missing_device(self) -> str | None:
@@ -92,7 +100,8 @@ class Config:
     def _one_of(self, name: str, *choices: str) -> None:
         if (given := getattr(self, name)) not in choices:
             close = suggestion(given, choices)
-            raise ConfigError(f"{name} is {given!r}; expected one of {', '.join(choices)}{close}")
+            expected = f"expected one of {', '.join(choices)}{close}"
+            raise ConfigError(f"{name} is {given!r}; {expected}", name)
 
     def _sizes(self, *names: str) -> None:
         for name in names:
@@ -108,7 +117,7 @@ class Config:
         is_number = isinstance(given, kinds) and not isinstance(given, bool)
         if not is_number or not _is_finite(given) or not valid(given):
             expected = "a whole number" if kind is int else "a finite number"
-            raise ConfigError(f"{name} is {given!r}; expected {expected}, {values}")
+            raise ConfigError(f"{name} is {given!r}; expected {expected}, {values}", name)
 
     @classmethod
     def from_json(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
@@ -129,7 +138,7 @@ class Config:
             ConfigError: torch does not see the device.
         """
         if self.missing_device:
-            raise ConfigError(f"{self.missing_device}; use --device cpu")
+            raise ConfigError(f"{self.missing_device}; use --device cpu", "device")
         if self.device != "auto":
             return self
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -151,6 +151,11 @@ def _nothing(done: float, text: str | None = None, note: str = "") -> None:
     pass
 
 
+def count(number: int, noun: str) -> str:
+    """``1 image``, ``1,000 images``; for nouns that take an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time that people read: ``9.5 s``, ``45 s``, ``3:07 min``, ``1:02 h``."""
     if seconds < 9.95:

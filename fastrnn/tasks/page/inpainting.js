@@ -58,12 +58,13 @@ function drawFilling() {
   });
   const count = hidden.reduce((sum, value) => sum + value, 0);
   const right = hidden.reduce((sum, h, pixel) => sum + (h && filled[pixel] === image[pixel]), 0);
+  const [pixels, kept] = count === 1 ? ["pixel", "as it was"] : ["pixels", "as they were"];
   const text = count
-    ? `${right} of ${count} pixels as they were.`
+    ? `${right} of ${count} ${pixels} ${kept}.`
     : "Nothing is hidden: rub something out.";
   find("done").textContent = finished ? text : "";
   find("filling").setAttribute("aria-label", `The digit as the model filled it. ${text}`);
-  find("heat").setAttribute("aria-label", `Probability of ink at each of ${count} hidden pixels`);
+  find("heat").setAttribute("aria-label", `Probability of ink at ${count} hidden ${pixels}`);
 }
 
 function restart() {
