@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -21,6 +22,11 @@ _CPU = torch.device("cpu").type
 WHERE_IT_RUNS = ""  # an op in a graph names no backend: the choice is made where the graph runs
 _PLAIN = frozenset({Tensor, nn.Parameter})
 _PLAIN_OR_NONE = _PLAIN | {type(None)}
+
+# A trace warns of every size that Python reads. torch silences this for its own modules, and so do
+# we: the graph takes other sizes, whichever way these were decided.
+_Warning = torch.jit.TracerWarning  # type: ignore[attr-defined]
+warnings.filterwarnings("ignore", category=_Warning, module=r"fastrnn\.")
 
 
 def are_plain(tensors: Iterable[object]) -> bool:

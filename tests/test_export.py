@@ -153,3 +153,31 @@ def test_compile_does_not_trace_torch_nn_itself(module: type[nn.Module]) -> None
     converted = fastrnn.convert(copy.deepcopy(layer))
     torch.compile(converted, fullgraph=True, backend="eager")(x)
     assert not isinstance(converted, module)
+
+
+def test_a_trace_warns_of_nothing_in_fastrnn() -> None:
+    """torch silences such warnings of its own modules when it is imported."""
+    code = """if True:
+        import warnings, torch, fastrnn
+        from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+        class OnPacked(torch.nn.Module):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, *parts):
+                return self.layer(PackedSequence(*parts))[0].data
+
+        packed = tuple(pack_sequence([torch.ones(4, 3), torch.ones(6, 3)], enforce_sorted=False))
+        with warnings.catch_warnings(record=True) as caught:
+            for name in ("LSTM", "GRU"):
+                torch.jit.trace(getattr(fastrnn, name)(3, 5), torch.ones(6, 2, 3))
+                torch.jit.trace(getattr(fastrnn, name + "Cell")(3, 5), torch.ones(2, 3))
+                layer = getattr(fastrnn, name)(3, 5, bidirectional=True)
+                torch.jit.trace(OnPacked(layer), packed)
+        print([str(w) for w in caught if w.category is torch.jit.TracerWarning])
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
