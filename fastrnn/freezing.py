@@ -32,7 +32,6 @@ _log = logging.getLogger("fastrnn")
 
 _GET_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 _LARGE = 1 << 20  # bytes: an output of this size or more gets its memory from the pool
-_WIDE_BFLOAT16 = 128  # from this H up, torch.nn is faster where it has instructions of its own
 _stack = torch.ops.fastrnn.frozen_stack.default
 _packed_stack = torch.ops.fastrnn.frozen_packed_stack.default
 _OPTIONS = frozenset(nn.RNNBase.__constants__)  # how a layer is built
@@ -81,11 +80,7 @@ class _Packed:
         sets = [[*contiguous[i : i + count], *none] for i in range(0, len(contiguous), count)]
         self.weights: Tensor | None = None
         self.level = ""
-        theirs = (
-            self.aliases[0].dtype == torch.bfloat16
-            and layer.hidden_size >= _WIDE_BFLOAT16
-            and tuning.bfloat16_products() == "vendor"
-        )
+        theirs = tuning.beats_packed_weights(self.aliases[0].dtype, layer.hidden_size)
         if fits and not theirs and inference.load_error() is None:
             self.level = cpu.info()["level"]
             self.weights = cpu.prepack(cell, sets)

@@ -4,10 +4,10 @@ They decide where nothing was measured on the machine at hand, see :mod:`fastrnn
 
 An :class:`Entry` describes a class of calls as a box: a range for each size, a value for each other
 property. No two boxes overlap, so at most one entry decides a call. The CPU entries were measured
-on two cores of Zen 4 and of Zen 5 (AVX-512, bfloat16 in pairs) with torch 2.14. Measured on Zen 5
-alone were the entries for pairs; on Zen 3 (AVX2) were the entries for fewer than 8 steps and for projected layers, the batches for
-H >= 1024, and the numbers of rows below which fastrnn trains; float64 and bfloat16 were timed less
-closely there.
+on two cores of Zen 4 and of Zen 5 (AVX-512) with torch 2.14. Those for bfloat16 in pairs were
+measured on Zen 5 alone. Measured on Zen 3 (AVX2) were the entries for fewer than 8 steps and for
+projected layers, the batches for H >= 1024, and the numbers of rows below which fastrnn trains;
+float64 and bfloat16 were timed less closely there.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def bfloat16_products() -> str:
 
     Returns:
         "pairs" or "floats" if torch and our kernels multiply them alike, two at a time or as
-        float32; "vendor" if torch uses instructions that our kernels lack: the tiles of AMX or, where
-        an old compiler built our library, pairs.
+        float32; "vendor" if torch uses instructions that our kernels lack: the tiles of AMX or,
+        where an old compiler built our library, pairs.
     """
     ours = cpu.multiplies_pairs()
     if _compat.multiplies_bfloat16_in_tiles():
@@ -156,7 +156,14 @@ def bfloat16_products() -> str:
     return "pairs" if ours else "floats"
 
 
+def beats_packed_weights(dtype: torch.dtype, hidden_size: int) -> bool:
+    """Whether torch.nn's path is faster than our kernels with weights that are packed already."""
+    wide = dtype == torch.bfloat16 and hidden_size >= _WIDE.least
+    return wide and bfloat16_products() == "vendor"
+
+
 _CPU = torch.device("cpu").type
+_WIDE = Range(128)  # hidden sizes
 _ONE, _SEVERAL = Range(1, 2), Range(2)  # steps
 # Why torch trains faster over few steps, with many rows (_PRODUCT) or very few (_VECTOR).
 _PRODUCT = "nearly all of the work is a matrix product, at which torch is faster"
@@ -221,7 +228,7 @@ _BFLOAT16 = Entry(
     bfloat16="vendor",
     steps=_SEVERAL,
     batch=Range(8),
-    hidden_size=Range(128),
+    hidden_size=_WIDE,
 )
 
 
