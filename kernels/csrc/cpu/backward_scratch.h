@@ -95,7 +95,7 @@ class BackwardScratch : protected Share<S> {
     C *db;     // [4][padded_hidden]
   };
   struct ThreadScratch {
-    // For products over rows: where operands are pairs, two rows in one.
+    // h, x and ones are for products over rows. Where operands are pairs, a row holds two of these.
     E *h;             // [chunk rows][padded_state]: h before each step
     E *x;             // [chunk rows][padded_input]; narrow: [chunk rows][I + 1], last column: 1
     E *ones;          // [chunk rows], unless narrow
@@ -117,7 +117,8 @@ class BackwardScratch : protected Share<S> {
   bool in_place_;  // whether gradients of weights are summed in the caller's arrays
   int64_t chunk_steps_, chunk_rows_, group_distance_ = 0;
   size_t used_;
-  E *w_hh_, *w_ih_;  // shared by all threads, as are the next
+  // Shared by all threads:
+  E *w_hh_, *w_ih_;
   C *w_hr_, *dh_, *dc_, *dm_;
   GroupScratch first_group_{}, group_{};
   ThreadScratch own_{};

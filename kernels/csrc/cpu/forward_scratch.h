@@ -110,11 +110,14 @@ class ForwardScratch : protected Share<S> {
   bool packs_input_;
   int64_t steps_ahead_;
   size_t used_;
+  // Operands from one row to the next: of the input, of h, and of a step's results.
   const int64_t ld_x_ = operands<E>(I), ld_h_ = state_panels_ * kPanelOperands,
                 ld_m_ = panels_ * kPanelOperands;
-  C *bias_, *c_, *carried_;  // shared by all threads, as are the next
+  // Shared by all threads:
+  C *bias_, *c_, *carried_;
   E *w_hh_, *w_ih_, *h_[2], *m_, *w_hr_;
-  E *panel_ = nullptr, *x_ = nullptr;  // of this thread
+  // Of this thread:
+  E *panel_ = nullptr, *x_ = nullptr;
   C *projection_ = nullptr;
 };
 
