@@ -25,10 +25,12 @@ struct LevelEntry {
   bool (*supported)();
 };
 
+#if defined(FASTRNN_HAVE_AVX512)
 inline bool supports_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#endif
 
 // Best first.
 inline const LevelEntry kLevels[] = {
