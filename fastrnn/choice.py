@@ -23,8 +23,8 @@ WHERE_IT_RUNS = ""  # an op in a graph names no backend: the choice is made wher
 _PLAIN = frozenset({Tensor, nn.Parameter})
 _PLAIN_OR_NONE = _PLAIN | {type(None)}
 
-# A trace warns of every size that Python reads. torch silences this for its own modules, and so do
-# we: the graph takes other sizes, whichever way these were decided.
+# torch.jit.trace warns whenever Python reads a size. torch silences this for its own modules, and
+# so do we, because our graphs take other sizes, too.
 _Warning = torch.jit.TracerWarning  # type: ignore[attr-defined]
 warnings.filterwarnings("ignore", category=_Warning, module=r"fastrnn\.")
 

@@ -222,7 +222,7 @@ def _large_weights() -> Iterator[Entry]:
 
 _BFLOAT16 = Entry(
     "LSTM, bfloat16, H>=128, B>=8",
-    "oneDNN multiplies bfloat16 at least twice as fast at this size",
+    "oneDNN multiplies bfloat16 with instructions that our kernels lack",
     cell="LSTM",
     dtype=torch.bfloat16,
     bfloat16="vendor",

@@ -17,6 +17,7 @@ class Forward : ForwardScratch<Cell, S> {
   using Base = ForwardScratch<Cell, S>;
   using typename Base::C;
   using typename Base::CellPanel;
+  using typename Base::ProjectionPanel;
   using typename Base::E;
   using Base::arrays_, Base::batch_begin_, Base::batch_end_, Base::bias_, Base::c_, Base::carried_,
       Base::features_in, Base::G, Base::H, Base::I, Base::h_, Base::in_place_, Base::job_,
@@ -92,13 +93,13 @@ class Forward : ForwardScratch<Cell, S> {
 
   // Panel q of w_hr [P, H], packed.
   const E *pack_projection(int64_t q) const {
-    E *packed = w_hr_ + q * operands<E>(H) * lanes;
-    Panel<Projection, S>::pack_weights(packed, static_cast<const S *>(job_.w_hr), P, H, q);
+    E *packed = w_hr_ + q * ProjectionPanel::packed_size(H);
+    ProjectionPanel::pack_weights(packed, static_cast<const S *>(job_.w_hr), P, H, q);
     return packed;
   }
   const E *projection_panel(int64_t q, int64_t s) const {
     if (s == 0 && job_.grid.row_groups == 1) return pack_projection(q);
-    return w_hr_ + q * operands<E>(H) * lanes;
+    return w_hr_ + q * ProjectionPanel::packed_size(H);
   }
 
   // Adds to acc the product of R rows of `in` and panel p of a matrix [G*H, K], as it lies.

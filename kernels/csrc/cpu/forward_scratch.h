@@ -28,9 +28,10 @@ class ForwardScratch : protected Share<S> {
   using typename Base::E;
   using Base::H, Base::I, Base::lanes, Base::P, Base::panels_, Base::state_panels_, Base::walk_;
   using CellPanel = Panel<Cell, S>;
+  using ProjectionPanel = Panel<Projection, S>;
   static constexpr int G = Cell::kGates, kTile = tile_rows(G), kInPlaceTile = tile_rows(4);
   static constexpr int64_t kPanelOperands = lanes / kNumbers<E>;
-  // A GRU's h takes part in the next one. Where products read it rounded, it is kept apart.
+  // A GRU mixes the old h into the new one. Where products read h rounded, it is kept exact, too.
   static constexpr bool kCarriesApart = !Cell::kHasCell && !std::is_same_v<E, C>;
   // Where registers are few, a tile of half of an LSTM's gates at a time has twice as many rows and
   // reads the weights half as often.
@@ -48,7 +49,8 @@ class ForwardScratch : protected Share<S> {
     bias_ = prepacked_ ? ready.bias : arena.take<C>(panels_ * 4 * lanes);
     for (E *&h : h_) h = arena.take<E>(walk_.batch * ld_h_);
     m_ = arena.take<E>(projects_ ? walk_.batch * ld_m_ : 0);
-    w_hr_ = arena.take<E>(projects_ && !in_place_ ? state_panels_ * operands<E>(H) * lanes : 0);
+    w_hr_ = arena.take<E>(projects_ && !in_place_ ? state_panels_ * ProjectionPanel::packed_size(H)
+                                                  : 0);
     carried_ = arena.take<C>(kCarriesApart ? walk_.batch * panels_ * lanes : 0);
     c_ = arena.take<C>(Cell::kHasCell ? walk_.batch * panels_ * lanes : 0);
 

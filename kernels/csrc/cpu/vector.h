@@ -155,8 +155,7 @@ FASTRNN_INLINE Vec<E> keep_last(Vec<E> v, int64_t n) {
   return (Vec<E>)((Ints)v & (place >= Int(numbers - n)));
 }
 
-// Operands of a row of stored numbers, from number k on: a vector of them; one of them, of which
-// the numbers from `width` on are zero.
+// A vector of operands: the numbers of a row from k on.
 template <class E, class S>
 FASTRNN_INLINE Vec<E> load_operands(const S *row, int64_t k) {
   if constexpr (kNumbers<E> == 2)
@@ -164,6 +163,7 @@ FASTRNN_INLINE Vec<E> load_operands(const S *row, int64_t k) {
   else
     return load(row + k);
 }
+// One operand: the numbers of a row from k on, and a zero for a number beyond its `width`.
 template <class E, class S>
 FASTRNN_INLINE E operand(const S *row, int64_t k, int64_t width) {
   if constexpr (kNumbers<E> == 2)
